@@ -1,0 +1,96 @@
+# demo, test, bench and lint each begin with nothing but python3, make and a C++ compiler.
+#
+#   PYTHON=python3.12    the interpreter that the virtual environment is made from
+#   TORCH=torch==2.11.0  another torch (pip's own configuration says from where)
+#   VENV=.venv-2.11      another environment beside the first
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONPATH := $(CURDIR)
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip install --quiet
+say = @printf 'pyperc: %s\n'
+
+DEMO ?= --data digits --compare torch
+
+.PHONY: help build demo test bench lint format clean FORCE
+
+help:
+	@printf '%s\n' \
+	  'make demo    train on handwritten digits, beside plain torch' \
+	  'make test    the tests and the documentation examples' \
+	  'make bench   measure against plain torch and write the README table' \
+	  'make lint    ruff, mypy --strict, clang-format' \
+	  'make format  let ruff and clang-format rewrite the sources' \
+	  'make build   compile the kernels only' \
+	  'make clean   remove what was built (the environment stays: rm -r $(VENV))'
+
+demo: build $(VENV)/.extra-demo
+	@$(python) -m pyperc train $(DEMO)
+
+test: build $(VENV)/.extra-test
+	$(python) -m pytest $(PYTEST_ARGS)
+
+bench: build $(VENV)/.extra-bench
+	$(python) -m pytest $(wildcard bench/bench_*.py) --benchmark-json=build/benchmark.json
+	$(python) bench/report.py build/benchmark.json --plot build/benchmark.png
+
+python_sources := pyperc $(wildcard tests bench tools) setup.py
+native_sources = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+
+lint: $(VENV)/.extra-lint
+	$(python) -m ruff check $(python_sources)
+	$(python) -m ruff format --check $(python_sources)
+	$(python) -m mypy --strict pyperc
+	@printf 'clang-format --dry-run -Werror csrc\n'
+	@$(VENV)/bin/clang-format --dry-run -Werror $(native_sources)
+
+format: $(VENV)/.extra-lint
+	$(python) -m ruff check --fix $(python_sources)
+	$(python) -m ruff format $(python_sources)
+	@$(VENV)/bin/clang-format -i $(native_sources)
+
+clean:
+	rm -rf build dist *.egg-info pyperc/*.so pyperc/_build.py
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find pyperc tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One stamp for each concern: the environment with torch, the native module, each extra of pyproject.toml.
+
+$(python):
+	$(say) 'making $(VENV) with $(PYTHON)'
+	@$(PYTHON) -m venv $(VENV)
+
+# Holds the torch that was asked for, and is rewritten only when that changes.
+$(VENV)/.torch-wanted: FORCE | $(python)
+	@printf '%s\n' '$(TORCH)' | cmp -s - $@ || printf '%s\n' '$(TORCH)' > $@
+
+$(VENV)/.torch: $(VENV)/.torch-wanted tools/requirements.py
+	$(say) 'installing $(TORCH) into $(VENV)'
+	@$(python) -m pip install '$(TORCH)' $$($(python) tools/requirements.py build)
+	@touch $@
+
+$(VENV)/.extra-%: pyproject.toml tools/requirements.py $(VENV)/.torch
+	$(say) 'installing what $* needs'
+	@$(pip) $$($(python) tools/requirements.py $*)
+	@touch $@
+
+build: build/native.stamp
+
+# The list of files holds directories too, whose time changes when a file is added or removed.
+build/native.stamp: setup.py pyproject.toml $(shell find csrc 2>/dev/null) $(VENV)/.torch
+	$(say) 'compiling the kernels (a minute or two the first time; everything in build/native.log)'
+	@mkdir -p build
+	@$(python) setup.py build_ext --inplace 2>&1 | tee build/native.log | \
+	  sed -nu 's#^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\(csrc/[^ ]*\) .*#  \1 \2#p' || \
+	  { grep -v -e '^\[' -e '^FAILED' build/native.log | cut -c -300 | tail -n 60; exit 1; }
+	@touch $@

@@ -1,0 +1,17 @@
+// Compiler and device attributes, the only place that asks which compiler this is.
+#pragma once
+
+#if defined(__CUDACC__)
+#define PYPERC_HOST_DEVICE __host__ __device__
+#else
+#define PYPERC_HOST_DEVICE
+#endif
+
+// Kernel helpers must vanish into their caller: an out-of-line copy of an ISA's code would spill every register.
+#define PYPERC_INLINE PYPERC_HOST_DEVICE __attribute__((always_inline)) inline
+
+#if defined(__clang__)
+#define PYPERC_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define PYPERC_UNROLL _Pragma("GCC unroll 64")
+#endif

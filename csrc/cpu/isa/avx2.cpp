@@ -1,0 +1,55 @@
+// The kernels for AVX2 with FMA.
+#include "../isa_headers.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "../kernels.h"
+
+namespace pyperc::avx2 {
+namespace {
+
+constexpr int BYTES = 32;
+constexpr int MR = 6, ACCUMULATORS = 12;  // 6 x 2: with two vectors of b and a broadcast, 15 of the 16 registers
+
+#include "../simd.inl"
+
+template <class B>
+PYPERC_INLINE __m256i first(int n) {
+  // Lanes 0 ... n - 1 all ones.
+  if constexpr (sizeof(B) == 4) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  } else {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+}
+PYPERC_INLINE Vector<float> load_partial(const float* p, int n) { return _mm256_maskload_ps(p, first<float>(n)); }
+PYPERC_INLINE void store_partial(float* p, Vector<float> v, int n) { _mm256_maskstore_ps(p, first<float>(n), v); }
+PYPERC_INLINE Vector<double> load_partial(const double* p, int n) { return _mm256_maskload_pd(p, first<double>(n)); }
+PYPERC_INLINE void store_partial(double* p, Vector<double> v, int n) { _mm256_maskstore_pd(p, first<double>(n), v); }
+
+// GCC makes a compare and a blend of the ternary in simd.inl; the instruction has the same meaning, NaN included.
+PYPERC_INLINE Vector<float> min(Vector<float> a, Vector<float> b) { return _mm256_min_ps(a, b); }
+PYPERC_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return _mm256_max_ps(a, b); }
+PYPERC_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return _mm256_min_pd(a, b); }
+PYPERC_INLINE Vector<double> max(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
+
+#include "../isa_kernels.inl"
+
+bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+}  // namespace
+
+extern const Isa isa;
+const Isa isa = {"avx2", runs_here, make_kernels<float>(), make_kernels<double>(), probe};
+
+}  // namespace pyperc::avx2
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,103 @@
+// What an ISA offers: a table of functions over plain structs, one table per element type.
+#pragma once
+
+#include "../core/mlp.h"
+
+namespace pyperc {
+
+// The microkernel's tile. A tile of `vectors` vectors has at most rows(vectors) rows.
+struct Tile {
+  int mr;            // rows of the tallest tile
+  int accumulators;  // rows x vectors at most
+  int width;         // elements of a vector
+
+  static constexpr int WIDEST = 8;
+  PYPERC_INLINE constexpr int rows(int vectors) const {
+    return accumulators / vectors < mr ? accumulators / vectors : mr;
+  }
+  PYPERC_INLINE constexpr int nr() const { return width * (accumulators / mr); }
+  // The widest tile that still takes all m rows at once: a short tile needs many columns to hide the latency of its
+  // sums.
+  PYPERC_INLINE constexpr int vectors(int64_t m) const {
+    int v = WIDEST;
+    while (v > accumulators / mr && rows(v) < m) v /= 2;
+    return v;
+  }
+};
+
+enum class After { Nothing, Activate, Differentiate };
+
+// Elementwise over a rows x columns block:
+//   activate       out = f(in)
+//   differentiate  out = in * f'(saved), db += column sums of out where db is not null
+// `saved` points at readable memory even where f' reads nothing.
+template <class T>
+struct Map {
+  int64_t rows, columns;
+  const T* in;
+  int64_t ld_in;
+  T* out;
+  int64_t ld_out;
+  const T* saved;
+  int64_t ld_saved;
+  T* db;
+  Parameters parameters;
+};
+template <class T>
+using MapFunction = void (*)(const Map<T>&);
+
+//   c = init + a b, then what `after` says, per tile while it is in the first-level cache:
+//   Activate       x = f(c); x may be c
+//   Differentiate  c = c * f'(saved), db += column sums of c
+template <class T>
+struct Gemm {
+  int64_t m, n, k;
+  Matrix<const T> a;   // [m, k], one of its strides is 1
+  const T* b;          // [k, n]: unit column stride and row stride ldb; or packed in panels of `panel` columns
+  int64_t ldb, panel;  // panel > 0: panel q begins at b + q * ldb and holds rows of `panel` elements
+  T* c;
+  int64_t ldc;
+  const T* init;  // null: zero; row stride ld_init: 0 for a bias, ldc to add to c
+  int64_t ld_init;
+  After after = After::Nothing;
+  Activation activation = Activation::Identity;
+  Parameters parameters = {};
+  T* x = nullptr;
+  int64_t ldx = 0;
+  const T* saved = nullptr;
+  int64_t ld_saved = 0;
+  T* db = nullptr;
+};
+
+template <class T>
+struct Kernels {
+  Tile tile;
+  int64_t kc;  // depth of a cache block
+  void (*gemm)(const Gemm<T>&);
+  // The same for m <= dot_rows, with b given as its transpose [n, k], row stride ldb, unit column stride: no packing.
+  void (*dot)(const Gemm<T>&);
+  int dot_rows;
+  // Packs b [k, n] of any strides into panels of `panel` columns, each k x panel, one after the other.
+  void (*pack)(Matrix<const T> b, int64_t k, int64_t n, int64_t panel, T* packed);
+  MapFunction<T> activate[ACTIVATION_COUNT];
+  MapFunction<T> differentiate[ACTIVATION_COUNT];
+};
+
+struct Isa {
+  const char* name;
+  bool (*runs_here)();
+  Kernels<float> f32;
+  Kernels<double> f64;
+  double (*probe)(double seconds);  // FMA peak of the calling thread, flop/s in float32
+
+  template <class T>
+  const Kernels<T>& kernels() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return f32;
+    } else {
+      return f64;
+    }
+  }
+};
+
+}  // namespace pyperc

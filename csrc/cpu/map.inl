@@ -1,0 +1,94 @@
+// The elementwise passes: x = f(s), and ds = dx * f'(saved) with db in the same sweep. Included inside the anonymous
+// namespace of an ISA file. They run on tiles that are in the first-level cache, and on whole blocks.
+
+template <class T, class A>
+void activate(const Map<T>& g) {
+  constexpr int W = WIDTH<T>;
+  const Parameters parameters = g.parameters;
+  for (int64_t i = 0; i < g.rows; ++i) {
+    const T* in = g.in + i * g.ld_in;
+    T* out = g.out + i * g.ld_out;
+    int64_t j = 0;
+    for (; j + W <= g.columns; j += W) store(out + j, A::f(Value<T>(load(in + j)), parameters).v);
+    if (const int tail = static_cast<int>(g.columns - j)) {
+      store_partial(out + j, A::f(Value<T>(load_partial(in + j, tail)), parameters).v, tail);
+    }
+  }
+}
+
+// The rows of one vector of columns. db is summed in blocks of rows, each in four sums: the error then grows with the
+// number of blocks, and no addition waits for the one before.
+template <class T, class A, bool PARTIAL>
+PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t j, int columns) {
+  constexpr int SUMS = 4;
+  constexpr int64_t BLOCK = 8 * SUMS;
+  const Parameters parameters = g.parameters;
+  const auto read = [&](const T* p) __attribute__((always_inline)) {
+    if constexpr (PARTIAL) {
+      return load_partial(p, columns);
+    } else {
+      return load(p);
+    }
+  };
+  const auto row = [&](int64_t i) __attribute__((always_inline)) {
+    const Vector<T> dx = read(g.in + i * g.ld_in + j), saved = read(g.saved + i * g.ld_saved + j);
+    const Vector<T> ds = A::backward(Value<T>(dx), Value<T>(saved), parameters).v;
+    if constexpr (PARTIAL) {
+      store_partial(g.out + i * g.ld_out + j, ds, columns);
+    } else {
+      store(g.out + i * g.ld_out + j, ds);
+    }
+    return ds;
+  };
+  Vector<T> db{};
+  for (int64_t begin = 0; begin < g.rows; begin += BLOCK) {
+    const int64_t end = begin + BLOCK < g.rows ? begin + BLOCK : g.rows;
+    Vector<T> sums[SUMS] = {};
+    int64_t i = begin;
+    for (; i + SUMS <= end; i += SUMS) {
+      PYPERC_UNROLL
+      for (int r = 0; r < SUMS; ++r) sums[r] += row(i + r);
+    }
+    for (; i < end; ++i) sums[0] += row(i);
+    db += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  if (!g.db) return;
+  if constexpr (PARTIAL) {
+    store_partial(g.db + j, read(g.db + j) + db, columns);
+  } else {
+    store(g.db + j, read(g.db + j) + db);
+  }
+}
+
+template <class T, class A>
+void differentiate(const Map<T>& g) {
+  constexpr int W = WIDTH<T>;
+  int64_t j = 0;
+  for (; j + W <= g.columns; j += W) differentiate_columns<T, A, false>(g, j, W);
+  if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, j, tail);
+}
+
+template <class T>
+constexpr MapFunction<T> ACTIVATE[] = {
+#define X(A) activate<T, pyperc::A>,
+    PYPERC_ACTIVATIONS(X)
+#undef X
+};
+template <class T>
+constexpr MapFunction<T> DIFFERENTIATE[] = {
+#define X(A) differentiate<T, pyperc::A>,
+    PYPERC_ACTIVATIONS(X)
+#undef X
+};
+
+template <class T>
+MapFunction<T> map_of(const Gemm<T>& g) {
+  switch (g.after) {
+    case After::Activate:
+      if (g.activation == Activation::Identity && g.x == g.c) return nullptr;
+      return ACTIVATE<T>[static_cast<int>(g.activation)];
+    case After::Differentiate: return DIFFERENTIATE<T>[static_cast<int>(g.activation)];
+    case After::Nothing: break;
+  }
+  return nullptr;
+}

@@ -1,0 +1,481 @@
+// The whole network on the CPU: the loop over layers, who computes what, and one workspace.
+#include "mlp.h"
+
+#include <cstring>
+#include <vector>
+
+namespace pyperc {
+
+namespace {
+
+// Hands out pieces of the workspace; without memory it only counts them.
+class Arena {
+ public:
+  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+  template <class T>
+  T* take(int64_t count) {
+    const size_t begin = used_;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  size_t used_ = 0;
+};
+
+template <class F>
+void run(const Parallel& parallel, int64_t n, F f) {
+  if (n == 1) {
+    f(0);
+  } else {
+    parallel.run(n, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
+  }
+}
+
+// Part i of `parts` of [0, n), cut at multiples of `unit`.
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+Range part(int64_t n, int64_t unit, int64_t i, int64_t parts) {
+  const int64_t units = (n + unit - 1) / unit;
+  return {std::min(n, units * i / parts * unit), std::min(n, units * (i + 1) / parts * unit)};
+}
+
+template <class T>
+Matrix<const T> rows_from(Matrix<const T> x, int64_t i) {
+  return {x.data ? x.data + i * x.rs : nullptr, x.rs, x.cs};
+}
+template <class T>
+Matrix<const T> transposed(Matrix<const T> x) {
+  return {x.data, x.cs, x.rs};
+}
+
+template <class T>
+void copy_rows(Matrix<const T> from, int64_t rows, int64_t columns, T* to, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = from.data + i * from.rs;
+    if (from.cs == 1) {
+      std::memcpy(to + i * ld, row, static_cast<size_t>(columns) * sizeof(T));
+    } else {
+      for (int64_t j = 0; j < columns; ++j) to[i * ld + j] = row[j * from.cs];
+    }
+  }
+}
+
+// The right-hand side b [k, n] of a product whose left-hand side has m rows: read in place, or packed once for all.
+template <class T>
+struct Operand {
+  Matrix<const T> b;
+  int64_t k = 0, n = 0, panel = 0;  // panel 0: in place
+  T* packed = nullptr;
+
+  Operand() = default;
+  Operand(const Tile& tile, Matrix<const T> matrix, int64_t m, int64_t depth, int64_t columns, Arena& arena)
+      : b(matrix), k(depth), n(columns) {
+    // A pass over b to pack it pays only where it is read for more than a few rows.
+    constexpr int64_t FEW_ROWS = 8;
+    if (b.cs == 1 && (m <= FEW_ROWS || in_place(b.rs * static_cast<int64_t>(sizeof(T))))) return;
+    panel = tile.vectors(m) * tile.width;
+    packed = arena.template take<T>((n + panel - 1) / panel * panel * k);
+  }
+  void pack(const Kernels<T>& kernels, Range columns) const {
+    if (panel == 0 || columns.size() <= 0) return;
+    kernels.pack({b.data + columns.begin * b.cs, b.rs, b.cs}, k, columns.size(), panel, packed + columns.begin * k);
+  }
+  int64_t unit(const Tile& tile) const { return panel ? panel : tile.nr(); }
+  void use(Gemm<T>& g, Range columns) const {
+    g.n = columns.size();
+    g.k = k;
+    g.b = panel ? packed + columns.begin * k : b.data + columns.begin;
+    g.ldb = panel ? k * panel : b.rs;
+    g.panel = panel;
+  }
+};
+
+template <class T>
+class ForwardRun {
+ public:
+  ForwardRun(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass, void* workspace)
+      : kernels_(kernels), plan_(plan), pass_(pass), arena_(workspace), weights_(pass.depth) {
+    int64_t widest = 0;
+    for (int l = 0; l < pass.depth; ++l) {
+      const LayerSpec& spec = pass.layers[l].spec;
+      if (!dots(l)) {
+        weights_[l] = {kernels.tile, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out, arena_};
+      }
+      if (!pass.layers[l].x.data) widest = std::max(widest, spec.out);
+    }
+    const int64_t inputs = pass.layers[0].spec.in;
+    const int64_t stride = pass.x.rs * static_cast<int64_t>(sizeof(T));
+    const bool unit = pass.x.cs == 1 || (pass.x.rs == 1 && !dots(0));
+    const bool collides = pass.x.cs == 1 && stride % 4096 == 0 && plan.chunk > kernels.dot_rows;
+    const int64_t buffers = plan.split == Split::Rows ? plan.threads : 1;
+    if (!unit || collides) {
+      ld_input_ = padded(inputs, sizeof(T));
+      input_ = arena_.template take<T>(buffers * plan.chunk * ld_input_);
+    }
+    if (widest) {
+      ld_hidden_ = padded(widest, sizeof(T));
+      hidden_ = arena_.template take<T>(buffers * 2 * plan.chunk * ld_hidden_);
+    }
+  }
+  size_t used() const { return arena_.used(); }
+
+  void operator()(const Parallel& parallel) const {
+    if (plan_.split == Split::Columns) {
+      const Matrix<const T> x = input(0, 0, pass_.batch);
+      for (int l = 0; l < pass_.depth; ++l) {
+        run(parallel, plan_.threads, [&](int64_t t) {
+          const Range columns = part(pass_.layers[l].spec.out, unit(l), t, plan_.threads);
+          if (columns.size() == 0) return;
+          if (!dots(l)) weights_[l].pack(kernels_, columns);
+          layer(l, l ? output(l - 1, 0, 0) : x, 0, 0, pass_.batch, columns);
+        });
+      }
+      return;
+    }
+    const auto pack = [&](int64_t t) {
+      for (int l = 0; l < pass_.depth; ++l) {
+        if (!dots(l)) weights_[l].pack(kernels_, part(pass_.layers[l].spec.out, unit(l), t, plan_.threads));
+      }
+    };
+    run(parallel, plan_.threads, pack);
+    run(parallel, plan_.threads, [&](int64_t t) {
+      const Range rows = part(pass_.batch, 1, t, plan_.threads);
+      for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+        const int64_t m = std::min(plan_.chunk, rows.end - i);
+        Matrix<const T> x = input(t, i, m);
+        for (int l = 0; l < pass_.depth; ++l) {
+          layer(l, x, t, i, m, {0, pass_.layers[l].spec.out});
+          x = output(l, t, i);
+        }
+      }
+    });
+  }
+
+ private:
+  bool dots(int l) const { return plan_.chunk <= kernels_.dot_rows && pass_.layers[l].w.cs == 1; }
+  int64_t unit(int l) const { return dots(l) ? 1 : weights_[l].unit(kernels_.tile); }
+
+  // Rows [i, i + m) of the network's input, copied where its strides do not suit the kernels.
+  Matrix<const T> input(int64_t t, int64_t i, int64_t m) const {
+    const Matrix<const T> x = rows_from(pass_.x, i);
+    if (!ld_input_) return x;
+    T* copy = input_ + t * plan_.chunk * ld_input_;
+    copy_rows(x, m, pass_.layers[0].spec.in, copy, ld_input_);
+    return {copy, ld_input_, 1};
+  }
+  // Where x(l) of the rows from i on lies: where it is kept, or in one of the thread's two buffers in turn.
+  Matrix<const T> output(int l, int64_t t, int64_t i) const {
+    const Matrix<T>& x = pass_.layers[l].x;
+    if (x.data) return {x.data + i * x.rs, x.rs, 1};
+    return {hidden_ + (2 * t + l % 2) * plan_.chunk * ld_hidden_, ld_hidden_, 1};
+  }
+  void layer(int l, Matrix<const T> x, int64_t t, int64_t i, int64_t m, Range columns) const {
+    const ForwardLayer<T>& layer = pass_.layers[l];
+    const Matrix<const T> out = output(l, t, i);
+    Gemm<T> g{};
+    g.m = m;
+    g.a = x;
+    g.init = layer.b ? layer.b + columns.begin : nullptr;
+    g.after = After::Activate;
+    g.activation = layer.spec.activation;
+    g.parameters = layer.spec.parameters;
+    g.x = const_cast<T*>(out.data) + columns.begin;
+    g.ldx = out.rs;
+    g.c = layer.s.data ? layer.s.data + i * layer.s.rs + columns.begin : g.x;
+    g.ldc = layer.s.data ? layer.s.rs : g.ldx;
+    if (dots(l)) {
+      g.n = columns.size();
+      g.k = layer.spec.in;
+      g.b = layer.w.data + columns.begin * layer.w.rs;
+      g.ldb = layer.w.rs;
+      kernels_.dot(g);
+    } else {
+      weights_[l].use(g, columns);
+      kernels_.gemm(g);
+    }
+  }
+
+  const Kernels<T>& kernels_;
+  const Plan& plan_;
+  const Forward<T>& pass_;
+  Arena arena_;
+  std::vector<Operand<T>> weights_;
+  T *input_ = nullptr, *hidden_ = nullptr;
+  int64_t ld_input_ = 0, ld_hidden_ = 0;
+};
+
+template <class T>
+class BackwardRun {
+ public:
+  BackwardRun(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass, void* workspace)
+      : kernels_(kernels),
+        plan_(plan),
+        pass_(pass),
+        arena_(workspace),
+        weights_(pass.depth),
+        ds_(pass.depth),
+        ld_ds_(pass.depth),
+        partial_(pass.depth),
+        partial_db_(pass.depth) {
+    lowest_ = pass.dx.data ? 0 : pass.depth;
+    for (int l = pass.depth - 1; l >= 0; --l) {
+      if (pass.layers[l].dw || pass.layers[l].db) lowest_ = std::min(lowest_, l);
+    }
+    const int64_t threads = plan.threads;
+    const bool tiles = plan.gradient == GradientSplit::Tiles;
+    const int64_t m = plan.split == Split::Columns ? pass.batch : plan.chunk;
+    int64_t widest = 0, inputs = 0;
+    for (int l = lowest_; l < pass.depth; ++l) {
+      const BackwardLayer<T>& layer = pass.layers[l];
+      if (l > lowest_ || pass.dx.data) {
+        weights_[l] = {kernels.tile, layer.w, m, layer.spec.out, layer.spec.in, arena_};
+      }
+      ld_ds_[l] = padded(layer.spec.out, sizeof(T));
+      widest = std::max(widest, ld_ds_[l]);
+      if (tiles) ds_[l] = arena_.template take<T>(pass.batch * ld_ds_[l]);
+      if (layer.dw) inputs = std::max(inputs, packed_columns(layer));
+      if (!tiles && threads > 1) {
+        if (layer.dw) partial_[l] = arena_.template take<T>((threads - 1) * layer.spec.out * layer.spec.in);
+      }
+      if (plan.split == Split::Rows && threads > 1 && layer.db) {
+        partial_db_[l] = arena_.template take<T>((threads - 1) * layer.spec.out);
+      }
+    }
+    if (!tiles) {
+      ring_size_ = plan.chunk * widest;
+      ring_ = arena_.template take<T>(threads * 2 * ring_size_);
+    }
+    if (inputs) {
+      inputs_size_ = inputs * (tiles ? pass.batch : plan.chunk);
+      inputs_ = arena_.template take<T>(threads * inputs_size_);
+    }
+  }
+  size_t used() const { return arena_.used(); }
+
+  void operator()(const Parallel& parallel) const {
+    if (lowest_ == pass_.depth) return;
+    const int64_t threads = plan_.threads;
+    if (plan_.split == Split::Columns) {
+      chain_by_columns(parallel);
+    } else {
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = lowest_; l < pass_.depth; ++l) {
+          if (weights_[l].panel) weights_[l].pack(kernels_, part(weights_[l].n, weights_[l].panel, t, threads));
+        }
+      });
+      run(parallel, threads, [&](int64_t t) { chain_by_rows(t); });
+    }
+    if (plan_.gradient == GradientSplit::Tiles) {
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
+      });
+    } else if (threads > 1) {
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = lowest_; l < pass_.depth; ++l) {
+          const LayerSpec& spec = pass_.layers[l].spec;
+          add(pass_.layers[l].dw, partial_[l], spec.out * spec.in, part(spec.out * spec.in, 16, t, threads));
+        }
+      });
+    }
+    if (plan_.split == Split::Rows && threads > 1) {
+      for (int l = lowest_; l < pass_.depth; ++l) {
+        const int64_t n = pass_.layers[l].spec.out;
+        add(pass_.layers[l].db, partial_db_[l], n, {0, n});
+      }
+    }
+  }
+
+ private:
+  // sum += the partial sums of the threads from the second on, in their order.
+  void add(T* sum, const T* partial, int64_t size, Range range) const {
+    if (!sum) return;
+    for (int64_t t = 0; t + 1 < plan_.threads; ++t) {
+      const T* p = partial + t * size;
+      for (int64_t i = range.begin; i < range.end; ++i) sum[i] += p[i];
+    }
+  }
+
+  // ds(l) of the rows from i on.
+  T* ds(int l, int64_t t, int64_t i) const {
+    return ds_[l] ? ds_[l] + i * ld_ds_[l] : ring_ + (2 * t + l % 2) * ring_size_;
+  }
+  T* db(int l, int64_t t) const {
+    T* sum = pass_.layers[l].db;
+    return !sum || t == 0 ? sum : partial_db_[l] + (t - 1) * pass_.layers[l].spec.out;
+  }
+  void clear_db(int64_t t) const {
+    for (int l = lowest_; l < pass_.depth; ++l) {
+      if (T* sum = db(l, t)) std::fill(sum, sum + pass_.layers[l].spec.out, T(0));
+    }
+  }
+
+  // ds(L) = dy * f'(s(L)), db(L), for rows [i, i + m).
+  void last_ds(int64_t t, int64_t i, int64_t m) const {
+    const int l = pass_.depth - 1;
+    const BackwardLayer<T>& layer = pass_.layers[l];
+    Matrix<const T> dy = rows_from(pass_.dy, i);
+    T* out = ds(l, t, i);
+    if (dy.cs != 1) {
+      copy_rows(dy, m, layer.spec.out, out, ld_ds_[l]);
+      dy = {out, ld_ds_[l], 1};
+    }
+    Map<T> map{m, layer.spec.out, dy.data, dy.rs, out, ld_ds_[l], dy.data, dy.rs, db(l, t), layer.spec.parameters};
+    if (layer.saved.data) {
+      map.saved = layer.saved.data + i * layer.saved.rs;
+      map.ld_saved = layer.saved.rs;
+    }
+    kernels_.differentiate[static_cast<int>(layer.spec.activation)](map);
+  }
+
+  // ds(l-1) = (ds(l) w(l)) * f'(s(l-1)) and db(l-1), or dx = ds(1) w(1), for rows [i, i + m) and some columns.
+  void product(int l, int64_t t, int64_t i, int64_t m, Range columns) const {
+    Gemm<T> g{};
+    g.m = m;
+    g.a = {ds(l, t, i), ld_ds_[l], 1};
+    weights_[l].use(g, columns);
+    if (l == 0) {
+      g.c = pass_.dx.data + i * pass_.dx.rs + columns.begin;
+      g.ldc = pass_.dx.rs;
+    } else {
+      const BackwardLayer<T>& below = pass_.layers[l - 1];
+      g.c = ds(l - 1, t, i) + columns.begin;
+      g.ldc = ld_ds_[l - 1];
+      g.after = After::Differentiate;
+      g.activation = below.spec.activation;
+      g.parameters = below.spec.parameters;
+      if (below.saved.data) g.saved = below.saved.data + i * below.saved.rs + columns.begin;
+      g.ld_saved = below.saved.rs;
+      g.db = db(l - 1, t) ? db(l - 1, t) + columns.begin : nullptr;
+    }
+    kernels_.gemm(g);
+  }
+
+  bool has_product(int l) const { return l > lowest_ || (l == 0 && pass_.dx.data); }
+
+  void chain_by_rows(int64_t t) const {
+    clear_db(t);
+    const Range rows = part(pass_.batch, 1, t, plan_.threads);
+    for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+      const int64_t m = std::min(plan_.chunk, rows.end - i);
+      last_ds(t, i, m);
+      for (int l = pass_.depth - 1; l >= lowest_; --l) {
+        if (plan_.gradient == GradientSplit::Rows && pass_.layers[l].dw) {
+          const LayerSpec& spec = pass_.layers[l].spec;
+          T* sum = t == 0 ? pass_.layers[l].dw : partial_[l] + (t - 1) * spec.out * spec.in;
+          gradient(l, t, i, m, {0, spec.out}, {0, spec.in}, sum, i > rows.begin);
+        }
+        if (has_product(l)) product(l, t, i, m, {0, pass_.layers[l].spec.in});
+      }
+    }
+  }
+
+  void chain_by_columns(const Parallel& parallel) const {
+    clear_db(0);
+    last_ds(0, 0, pass_.batch);
+    for (int l = pass_.depth - 1; l >= lowest_; --l) {
+      if (!has_product(l)) continue;
+      run(parallel, plan_.threads, [&](int64_t t) {
+        const Range columns = part(weights_[l].n, weights_[l].unit(kernels_.tile), t, plan_.threads);
+        if (columns.size() == 0) return;
+        weights_[l].pack(kernels_, columns);
+        product(l, 0, 0, pass_.batch, columns);
+      });
+    }
+  }
+
+  // Columns that x takes when packed for dw, in panels of any width.
+  int64_t packed_columns(const BackwardLayer<T>& layer) const {
+    const int64_t panel = Tile::WIDEST * kernels_.tile.width;
+    return (layer.spec.in + panel - 1) / panel * panel;
+  }
+
+  // dw = ds^T x over rows [i, i + m) of the batch, for some rows and columns of dw; added to it where `adds`.
+  void gradient(int l, int64_t t, int64_t i, int64_t m, Range outs, Range ins, T* dw, bool adds) const {
+    const BackwardLayer<T>& layer = pass_.layers[l];
+    Matrix<const T> x = rows_from(layer.x, i);
+    x.data += ins.begin * x.cs;
+    Arena packed(inputs_ + t * inputs_size_);
+    const Operand<T> b(kernels_.tile, x, outs.size(), m, ins.size(), packed);
+    b.pack(kernels_, {0, ins.size()});
+    Gemm<T> g{};
+    g.m = outs.size();
+    g.a = {ds(l, t, i) + outs.begin, 1, ld_ds_[l]};
+    b.use(g, {0, ins.size()});
+    g.c = dw + outs.begin * layer.spec.in + ins.begin;
+    g.ldc = layer.spec.in;
+    g.init = adds ? g.c : nullptr;
+    g.ld_init = g.ldc;
+    kernels_.gemm(g);
+  }
+  void tile_of_dw(int l, int64_t t) const {
+    const BackwardLayer<T>& layer = pass_.layers[l];
+    if (!layer.dw) return;
+    const LayerSpec& spec = layer.spec;
+    Range outs{0, spec.out}, ins{0, spec.in};
+    if (spec.in >= spec.out) {
+      ins = part(spec.in, kernels_.tile.nr(), t, plan_.threads);
+    } else {
+      outs = part(spec.out, 1, t, plan_.threads);
+    }
+    if (outs.size() && ins.size()) gradient(l, t, 0, pass_.batch, outs, ins, layer.dw, false);
+  }
+
+  const Kernels<T>& kernels_;
+  const Plan& plan_;
+  const Backward<T>& pass_;
+  Arena arena_;
+  int lowest_;  // the lowest layer whose ds is needed
+  std::vector<Operand<T>> weights_;
+  std::vector<T*> ds_;
+  std::vector<int64_t> ld_ds_;
+  std::vector<T*> partial_, partial_db_;
+  T *ring_ = nullptr, *inputs_ = nullptr;
+  int64_t ring_size_ = 0, inputs_size_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+size_t forward_workspace(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass) {
+  return ForwardRun<T>(kernels, plan, pass, nullptr).used();
+}
+
+template <class T>
+size_t backward_workspace(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass) {
+  return BackwardRun<T>(kernels, plan, pass, nullptr).used();
+}
+
+template <class T>
+void forward(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass, const Parallel& parallel,
+             void* workspace) {
+  if (pass.batch > 0) ForwardRun<T>(kernels, plan, pass, workspace)(parallel);
+}
+
+template <class T>
+void backward(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass, const Parallel& parallel,
+              void* workspace) {
+  if (pass.batch > 0) {
+    BackwardRun<T>(kernels, plan, pass, workspace)(parallel);
+    return;
+  }
+  for (int l = 0; l < pass.depth; ++l) {
+    const BackwardLayer<T>& layer = pass.layers[l];
+    if (layer.dw) std::fill(layer.dw, layer.dw + layer.spec.out * layer.spec.in, T(0));
+    if (layer.db) std::fill(layer.db, layer.db + layer.spec.out, T(0));
+  }
+}
+
+#define PYPERC_INSTANTIATE(T)                                                                          \
+  template size_t forward_workspace<T>(const Kernels<T>&, const Plan&, const Forward<T>&);             \
+  template size_t backward_workspace<T>(const Kernels<T>&, const Plan&, const Backward<T>&);           \
+  template void forward<T>(const Kernels<T>&, const Plan&, const Forward<T>&, const Parallel&, void*); \
+  template void backward<T>(const Kernels<T>&, const Plan&, const Backward<T>&, const Parallel&, void*);
+PYPERC_INSTANTIATE(float)
+PYPERC_INSTANTIATE(double)
+
+}  // namespace pyperc

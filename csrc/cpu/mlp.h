@@ -1,0 +1,26 @@
+// The whole network on the CPU: forward and backward, each one call.
+#pragma once
+
+#include "kernels.h"
+#include "plan.h"
+
+namespace pyperc {
+
+// Bytes of workspace that a pass needs; 64-byte aligned memory is expected.
+template <class T>
+size_t forward_workspace(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass);
+template <class T>
+size_t backward_workspace(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass);
+
+// x(l) = f(x(l-1) w(l)^T + b(l)) for all layers. The strides of pass.x are arbitrary; x(l) and s(l) have unit column
+// stride.
+template <class T>
+void forward(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass, const Parallel& parallel,
+             void* workspace);
+
+// dw, db and dx as far as they are wanted. The strides of dy, x and w are arbitrary.
+template <class T>
+void backward(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass, const Parallel& parallel,
+              void* workspace);
+
+}  // namespace pyperc

@@ -1,0 +1,15 @@
+// The differentiable network: one autograd node for all of its layers.
+#pragma once
+
+#include "network.h"
+
+namespace pyperc {
+
+// The way in from eager mode: checks, then kernels with a node of our own where nothing but autograd stands between
+// these tensors and the CPU; else the dispatcher.
+Tensor mlp(const Tensor& x, const Network& network);
+
+// What the autograd key of pyperc::mlp runs.
+Tensor mlp_autograd(const Tensor& x, const Network& network);
+
+}  // namespace pyperc

@@ -1,0 +1,210 @@
+// The Python module pyperc._C.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include "../cpu/dispatch.h"
+#include "autograd.h"
+#include "native.h"
+
+namespace py = pybind11;
+
+namespace pyperc {
+
+namespace {
+
+const Tensor& tensor(py::handle object, const char* name) {
+  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), "mlp: ", name, " must be a tensor, got ",
+                   Py_TYPE(object.ptr())->tp_name);
+  return THPVariable_Unpack(object.ptr());
+}
+
+// None becomes an undefined tensor, which stands for a missing bias.
+Tensors tensors(const py::sequence& list, const char* name) {
+  Tensors result;
+  result.reserve(list.size());
+  for (const py::handle item : list) {
+    if (item.is_none()) {
+      result.emplace_back();
+    } else {
+      result.push_back(tensor(item, name));
+    }
+  }
+  return result;
+}
+
+Tensor mlp_from_python(py::handle x, const py::sequence& weights, const py::sequence& biases, const Chain& chain) {
+  const Tensors w = tensors(weights, "weights"), b = tensors(biases, "biases");
+  const Tensor& input = tensor(x, "x");
+  const py::gil_scoped_release unlocked;
+  return mlp(input, {w, b, chain});
+}
+
+LayerActivation one(const std::string& name, const std::vector<double>& parameters) {
+  return Chain({name}, {parameters})[0];
+}
+
+const char* name_of(Saved saved) {
+  switch (saved) {
+    case Saved::Nothing: return "nothing";
+    case Saved::Output: return "output";
+    case Saved::Summation: return "summation";
+  }
+  return "";
+}
+
+py::dict plan(py::handle x, const py::sequence& weights, const py::sequence& biases, const Chain& chain) {
+  const Tensors w = tensors(weights, "weights"), b = tensors(biases, "biases");
+  const Tensor& input = tensor(x, "x");
+  const Network network{w, b, chain};
+  check(input, network);
+  const char* reason = reason_for_aten(input, chain);
+  py::dict report;
+  report["path"] = reason ? "aten" : "native";
+  report["reason"] = reason ? reason : "";
+  report["dtype"] = std::string(c10::getDtypeNames(input.scalar_type()).first);
+  py::list layers;
+  if (reason) {
+    for (size_t l = 0; l < network.depth(); ++l) {
+      py::dict layer;
+      layer["in"] = w[l].size(1);
+      layer["out"] = w[l].size(0);
+      layer["activation"] = chain[l].info().name;
+      layer["saved"] = name_of(chain[l].saved());
+      layers.append(layer);
+    }
+  } else {
+    const native::NetworkPlan native = native::plan(input, network);
+    report["isa"] = native.isa;
+    report["threads"] = native.threads;
+    for (const native::LayerPlan& l : native.layers) {
+      py::dict layer;
+      layer["in"] = l.in;
+      layer["out"] = l.out;
+      layer["activation"] = l.activation;
+      layer["saved"] = l.saved;
+      layer["kernel"] = l.kernel;
+      layer["tile"] = l.tile;
+      layer["blocking"] = l.blocking;
+      layer["pack"] = l.pack;
+      layer["flops"] = l.flops;
+      layers.append(layer);
+    }
+  }
+  report["layers"] = layers;
+  return report;
+}
+
+std::vector<std::string> names(const std::vector<const Isa*>& list) {
+  std::vector<std::string> result;
+  for (const Isa* isa : list) result.emplace_back(isa->name);
+  return result;
+}
+
+std::pair<int, int> tile(const std::string& name, py::object dtype) {
+  const bool wide = dtype.is(py::module_::import("torch").attr("float64"));
+  for (const Isa* isa : isas_built()) {
+    if (isa->name == name) {
+      const Tile& tile = wide ? isa->f64.tile : isa->f32.tile;
+      return {tile.mr, tile.nr()};
+    }
+  }
+  TORCH_CHECK_VALUE(false, "tile: isa must be one of ", c10::Join(", ", names(isas_built())), ", got '", name, "'");
+}
+
+py::dict build() {
+  py::dict facts;
+  facts["torch"] = TORCH_VERSION;
+#if defined(__clang__)
+  facts["compiler"] = "clang " __clang_version__;
+#else
+  facts["compiler"] = "gcc " __VERSION__;
+#endif
+#if defined(_OPENMP)
+  facts["openmp"] = true;
+#else
+  facts["openmp"] = false;
+#endif
+  facts["cuda"] = py::none();
+  facts["cuda_reason"] = "this version has no CUDA kernels";
+  return facts;
+}
+
+// c10's errors carry the Python exception that they stand for.
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const c10::ValueError& e) {
+    PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
+  } catch (const c10::TypeError& e) {
+    PyErr_SetString(PyExc_TypeError, e.what_without_backtrace());
+  } catch (const c10::IndexError& e) {
+    PyErr_SetString(PyExc_IndexError, e.what_without_backtrace());
+  } catch (const c10::NotImplementedError& e) {
+    PyErr_SetString(PyExc_NotImplementedError, e.what_without_backtrace());
+  } catch (const c10::Error& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::register_local_exception_translator(translate);
+
+  py::class_<ActivationInfo>(m, "ActivationInfo")
+      .def_readonly("name", &ActivationInfo::name)
+      .def_readonly("parameters", &ActivationInfo::parameters)
+      .def_readonly("defaults", &ActivationInfo::defaults)
+      .def_property_readonly("saved", [](const ActivationInfo& info) { return name_of(info.saved); });
+  m.def("activations", &activation_list);
+
+  using Layers = std::vector<std::pair<std::string, std::vector<double>>>;
+  const auto make_chain = [](const Layers& layers) {
+    std::vector<std::string> names;
+    std::vector<std::vector<double>> parameters;
+    for (const auto& [name, list] : layers) {
+      names.push_back(name);
+      parameters.push_back(list);
+    }
+    return Chain(names, parameters);
+  };
+  const auto as_layers = [](const Chain& chain) {
+    Layers layers;
+    for (size_t l = 0; l < chain.size(); ++l) layers.emplace_back(chain.names()[l], chain.parameters()[l]);
+    return layers;
+  };
+  py::class_<Chain>(m, "Chain")
+      .def(py::init(make_chain), py::arg("layers"))
+      .def("__len__", &Chain::size)
+      .def(
+          "__eq__", [=](const Chain& a, const Chain& b) { return as_layers(a) == as_layers(b); }, py::is_operator())
+      .def("__hash__", [=](const Chain& chain) { return py::hash(py::str(py::cast(as_layers(chain)))); })
+      .def(
+          "__repr__",
+          [=](const Chain& chain) { return "Chain(" + py::repr(py::cast(as_layers(chain))).cast<std::string>() + ")"; })
+      .def_property_readonly("names", &Chain::names)
+      .def_property_readonly("parameters", &Chain::parameters)
+      .def(py::pickle([=](const Chain& chain) { return py::make_tuple(as_layers(chain)); },
+                      [=](const py::tuple& state) { return make_chain(state[0].cast<Layers>()); }));
+
+  m.def("mlp", &mlp_from_python, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+  m.def(
+      "activation",
+      [](const Tensor& x, const std::string& name, const std::vector<double>& parameters) {
+        return native::activation(x, one(name, parameters));
+      },
+      py::arg("x"), py::arg("name"), py::arg("parameters") = std::vector<double>());
+  m.def("plan", &plan, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+
+  m.def("isas_built", [] { return names(isas_built()); });
+  m.def("isas", [] { return names(isas_here()); });
+  m.def("isa", [] { return std::string(isa().name); });
+  m.def("use_isa", &use_isa, py::arg("name"));
+  m.def("tile", &tile, py::arg("isa"), py::arg("dtype"));
+  m.def("probe", &native::probe, py::arg("seconds") = 0.01, py::call_guard<py::gil_scoped_release>());
+  m.def("build", &build);
+}
+
+}  // namespace pyperc

@@ -1,0 +1,314 @@
+// The network through the CPU kernels.
+#include "native.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/mlp.h"
+
+namespace pyperc::native {
+
+namespace {
+
+// Torch's own threads. Inside a parallel region, and for one thread, the tasks run here one after the other.
+Parallel torch_threads() {
+  return {at::in_parallel_region() ? 1 : at::get_num_threads(),
+          [](int64_t n, void (*task)(void*, int64_t), void* context) {
+            at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(context, i);
+            });
+          }};
+}
+
+// Memory for one call, from torch's allocator. Each thread keeps one piece of moderate size from call to call: fresh
+// memory costs a page fault every 4 KB, which in a network of middle size is a tenth of the pass.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (bytes > MOST_KEPT) {
+      own_ = c10::GetCPUAllocator()->allocate(bytes);
+    } else if (bytes > kept_size()) {
+      kept().clear();
+      kept() = c10::GetCPUAllocator()->allocate(bytes);
+      kept_size() = bytes;
+    }
+  }
+  void* data() const { return own_ ? own_.get() : kept().get(); }
+
+ private:
+  static constexpr size_t MOST_KEPT = size_t{32} << 20;
+  static c10::DataPtr& kept() {
+    thread_local c10::DataPtr memory;
+    return memory;
+  }
+  static size_t& kept_size() {
+    thread_local size_t size = 0;
+    return size;
+  }
+  c10::DataPtr own_;
+};
+
+Tensor empty(c10::IntArrayRef sizes, at::ScalarType dtype) { return at::detail::empty_cpu(sizes, dtype); }
+
+// A [rows, columns] buffer of our own: its row stride is padded where rows would share cache sets.
+Tensor empty_rows(int64_t rows, int64_t columns, at::ScalarType dtype) {
+  const int64_t ld = padded(columns, c10::elementSize(dtype));
+  const int64_t sizes[] = {rows, columns}, strides[] = {ld, 1};
+  return at::detail::empty_strided_cpu(sizes, strides, dtype);
+}
+
+// A tensor as rows of its last dimension, without a copy where the strides of the leading dimensions allow it; `owner`
+// keeps a copy alive. A dimension of size one has an arbitrary stride, which is passed over.
+template <class T>
+Matrix<T> rows_of(const Tensor& t, Tensor& owner) {
+  owner = t;
+  const int64_t last = t.dim() - 1;
+  int64_t rs = t.size(last), next = -1;
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    if (next < 0) {
+      rs = t.stride(d);
+    } else if (t.stride(d) != next) {
+      owner = t.contiguous();
+      return {const_cast<T*>(owner.const_data_ptr<T>()), owner.size(last), 1};
+    }
+    next = t.stride(d) * t.size(d);
+  }
+  return {const_cast<T*>(t.const_data_ptr<T>()), rs, t.stride(last)};
+}
+
+// A dimension of size one has an arbitrary stride: give it the one that the kernels like.
+template <class T>
+Matrix<T> settled(Matrix<T> m, int64_t rows, int64_t columns) {
+  if (columns == 1) m.cs = 1;
+  if (rows == 1) m.rs = columns;
+  return m;
+}
+
+int64_t batch_of(c10::IntArrayRef sizes) {
+  int64_t batch = 1;
+  for (size_t d = 0; d + 1 < sizes.size(); ++d) batch *= sizes[d];
+  return batch;
+}
+
+std::vector<int64_t> sizes_of(const Tensors& weights) {
+  std::vector<int64_t> sizes{weights[0].size(1)};
+  for (const Tensor& w : weights) sizes.push_back(w.size(0));
+  return sizes;
+}
+
+LayerSpec spec_of(c10::IntArrayRef sizes, const Chain& chain, size_t l) {
+  return {sizes[l], sizes[l + 1], chain[l].activation, chain[l].parameters};
+}
+
+template <class T>
+Matrix<const T> weight_of(const Tensor& w) {
+  return settled<const T>({w.const_data_ptr<T>(), w.stride(0), w.stride(1)}, w.size(0), w.size(1));
+}
+
+template <class T>
+void run_forward(const Tensor& x, const Network& network, int64_t batch, const Tensors& outputs, const Tensors& s) {
+  const size_t depth = network.depth();
+  const Kernels<T>& kernels = isa().kernels<T>();
+  std::vector<ForwardLayer<T>> layers(depth);
+  const std::vector<int64_t> sizes = sizes_of(network.weights);
+  Tensors owners(depth + 1);
+  for (size_t l = 0; l < depth; ++l) {
+    ForwardLayer<T>& layer = layers[l];
+    layer.spec = spec_of(sizes, network.chain, l);
+    layer.w = weight_of<T>(network.weights[l]);
+    if (network.biases[l].defined()) {
+      owners[l] = network.biases[l].contiguous();
+      layer.b = owners[l].template const_data_ptr<T>();
+    }
+    if (outputs[l].defined()) {
+      layer.x = {outputs[l].template data_ptr<T>(), l + 1 == depth ? layer.spec.out : outputs[l].stride(0), 1};
+    }
+    if (s[l].defined()) layer.s = {s[l].template data_ptr<T>(), s[l].stride(0), 1};
+  }
+  const Forward<T> pass{batch, settled<const T>(rows_of<const T>(x, owners[depth]), batch, layers[0].spec.in),
+                        layers.data(), static_cast<int>(depth)};
+  const Parallel parallel = torch_threads();
+  const Plan plan =
+      make_plan(Pass::Forward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth), parallel.threads);
+  const Workspace workspace(forward_workspace(kernels, plan, pass));
+  pyperc::forward(kernels, plan, pass, parallel, workspace.data());
+}
+
+template <class T>
+void run_backward(const Tensor& dy, const Tensor& x, int64_t batch, c10::IntArrayRef sizes, const Tensors& weights,
+                  const Kept& kept, const Chain& chain, const Tensors& gradients) {
+  const size_t depth = weights.size();
+  const Kernels<T>& kernels = isa().kernels<T>();
+  std::vector<BackwardLayer<T>> layers(depth);
+  Tensors owners;
+  owners.reserve(2 * depth + 2);
+  // A saved tensor as rows; one that hooks have brought back may have any strides, the kernels want unit column stride.
+  const auto rows = [&](const Tensor& t, int64_t columns) -> Matrix<const T> {
+    if (!t.defined()) return {};
+    owners.emplace_back();
+    const Matrix<const T> m = settled(rows_of<const T>(t, owners.back()), batch, columns);
+    if (m.cs == 1) return m;
+    owners.back() = t.contiguous();
+    return {owners.back().template const_data_ptr<T>(), columns, 1};
+  };
+  for (size_t l = 0; l < depth; ++l) {
+    BackwardLayer<T>& layer = layers[l];
+    layer.spec = spec_of(sizes, chain, l);
+    if (weights[l].defined()) layer.w = weight_of<T>(weights[l]);
+    if (l) layer.x = rows(kept.x[l - 1], layer.spec.in);
+    if (chain[l].saved() == Saved::Summation) layer.saved = rows(kept.s[l], layer.spec.out);
+    if (chain[l].saved() == Saved::Output) layer.saved = rows(kept.x[l], layer.spec.out);
+    if (gradients[1 + l].defined()) layer.dw = gradients[1 + l].template data_ptr<T>();
+    if (gradients[1 + depth + l].defined()) layer.db = gradients[1 + depth + l].template data_ptr<T>();
+  }
+  if (layers[0].dw) {
+    owners.emplace_back();
+    layers[0].x = settled(rows_of<const T>(x, owners.back()), batch, layers[0].spec.in);
+  }
+  owners.emplace_back();
+  const LayerSpec& last = layers[depth - 1].spec;
+  Backward<T> pass{
+      batch, settled(rows_of<const T>(dy, owners.back()), batch, last.out), {}, layers.data(), static_cast<int>(depth)};
+  if (gradients[0].defined()) pass.dx = {gradients[0].template data_ptr<T>(), layers[0].spec.in, 1};
+  const Parallel parallel = torch_threads();
+  const Plan plan = make_plan(Pass::Backward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth),
+                              parallel.threads);
+  const Workspace workspace(backward_workspace(kernels, plan, pass));
+  pyperc::backward(kernels, plan, pass, parallel, workspace.data());
+}
+
+}  // namespace
+
+Tensor forward(const Tensor& x, const Network& network, Kept* kept) {
+  const size_t depth = network.depth();
+  const int64_t batch = batch_of(x.sizes());
+  const at::ScalarType dtype = x.scalar_type();
+  Tensors outputs(depth), s(depth);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = network.weights.back().size(0);
+  outputs[depth - 1] = empty(sizes, dtype);
+  if (kept) {
+    for (size_t l = 0; l < depth; ++l) {
+      const int64_t out = network.weights[l].size(0);
+      if (l + 1 < depth) outputs[l] = empty_rows(batch, out, dtype);
+      if (network.chain[l].saved() == Saved::Summation) s[l] = empty_rows(batch, out, dtype);
+    }
+  }
+  if (dtype == at::kFloat) {
+    run_forward<float>(x, network, batch, outputs, s);
+  } else {
+    run_forward<double>(x, network, batch, outputs, s);
+  }
+  Tensor output = outputs.back();
+  if (kept) *kept = {std::move(outputs), std::move(s)};
+  return output;
+}
+
+Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, const Kept& kept,
+                 const Chain& chain, const Needs& needs) {
+  const size_t depth = weights.size();
+  const at::ScalarType dtype = dy.scalar_type();
+  Tensors gradients(1 + 2 * depth);
+  if (needs.x) {
+    std::vector<int64_t> x_sizes = dy.sizes().vec();
+    x_sizes.back() = sizes[0];
+    gradients[0] = empty(x_sizes, dtype);
+  }
+  for (size_t l = 0; l < depth; ++l) {
+    if (needs.weights[l]) gradients[1 + l] = empty({sizes[l + 1], sizes[l]}, dtype);
+    if (needs.biases[l]) gradients[1 + depth + l] = empty({sizes[l + 1]}, dtype);
+  }
+  const int64_t batch = batch_of(dy.sizes());
+  if (dtype == at::kFloat) {
+    run_backward<float>(dy, x, batch, sizes, weights, kept, chain, gradients);
+  } else {
+    run_backward<double>(dy, x, batch, sizes, weights, kept, chain, gradients);
+  }
+  return gradients;
+}
+
+Tensor activation(const Tensor& s, const LayerActivation& layer) {
+  TORCH_CHECK_TYPE(s.device().is_cpu() && (s.scalar_type() == at::kFloat || s.scalar_type() == at::kDouble),
+                   "activation: x must be a float32 or float64 tensor on the CPU, got ", s.scalar_type(), " on ",
+                   s.device());
+  const Tensor in = s.contiguous();
+  const Tensor out = empty(in.sizes(), in.scalar_type());
+  const auto apply = [&](auto zero) {
+    using T = decltype(zero);
+    const Map<T> map{1, in.numel(), in.const_data_ptr<T>(), 0, out.data_ptr<T>(), 0, nullptr,
+                     0, nullptr,    layer.parameters};
+    isa().kernels<T>().activate[static_cast<int>(layer.activation)](map);
+  };
+  if (in.scalar_type() == at::kFloat) {
+    apply(0.0f);
+  } else {
+    apply(0.0);
+  }
+  return out;
+}
+
+double flops(const Tensor& x, const Tensors& weights) {
+  double sum = 0;
+  for (const Tensor& w : weights) sum += 2.0 * static_cast<double>(w.numel());
+  return sum * static_cast<double>(batch_of(x.sizes()));
+}
+
+NetworkPlan plan(const Tensor& x, const Network& network) {
+  NetworkPlan report{isa().name, 1, {}};
+  const int64_t batch = batch_of(x.sizes());
+  const std::vector<int64_t> sizes = sizes_of(network.weights);
+  const size_t element = x.element_size();
+  const Tile tile = x.scalar_type() == at::kFloat ? isa().f32.tile : isa().f64.tile;
+  const int64_t kc = x.scalar_type() == at::kFloat ? isa().f32.kc : isa().f64.kc;
+  const int dot_rows = isa().f32.dot_rows;
+  const Plan plan = make_plan(Pass::Forward, tile, element, batch, sizes.data(), static_cast<int>(network.depth()),
+                              torch_threads().threads);
+  report.threads = plan.threads;
+  for (size_t l = 0; l < network.depth(); ++l) {
+    const Tensor& w = network.weights[l];
+    LayerPlan layer{};
+    layer.in = w.size(1);
+    layer.out = w.size(0);
+    layer.activation = network.chain[l].info().name;
+    layer.saved = network.chain[l].saved() == Saved::Summation ? "summation"
+                  : network.chain[l].saved() == Saved::Output  ? "output"
+                                                               : "nothing";
+    const bool unit = w.stride(1) == 1 || w.size(1) == 1;
+    const bool dots = plan.chunk <= dot_rows && unit;
+    const int vectors = tile.vectors(plan.chunk);
+    layer.kernel = dots ? "dot" : "gemm";
+    layer.tile = dots ? std::to_string(plan.chunk) + "x" + std::to_string(tile.width)
+                      : std::to_string(tile.rows(vectors)) + "x" + std::to_string(vectors * tile.width);
+    layer.blocking = "rows " + std::to_string(plan.chunk) + ", k " + std::to_string(std::min(layer.in, kc)) +
+                     (plan.split == Split::Rows ? ", threads share rows" : ", threads share columns");
+    layer.pack = dots || (!unit && w.stride(0) == 1) ? "weight read in place" : "weight transposed into panels";
+    layer.flops = 2 * batch * layer.in * layer.out;
+    report.layers.push_back(layer);
+  }
+  return report;
+}
+
+double probe(double seconds) {
+  const Parallel parallel = torch_threads();
+  std::vector<double> rates(static_cast<size_t>(parallel.threads));
+  struct Context {
+    double seconds;
+    double* rates;
+    const Isa* isa;
+  } context{seconds, rates.data(), &isa()};
+  parallel.run(
+      parallel.threads,
+      [](void* c, int64_t i) {
+        const auto* context = static_cast<Context*>(c);
+        context->rates[i] = context->isa->probe(context->seconds);
+      },
+      &context);
+  double sum = 0;
+  for (const double rate : rates) sum += rate;
+  return sum / 1e9;
+}
+
+}  // namespace pyperc::native

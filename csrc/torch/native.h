@@ -1,0 +1,40 @@
+// The network through the CPU kernels: allocation, plan, call. Arguments have passed `check` and `reason_for_aten`.
+#pragma once
+
+#include "composition.h"
+
+namespace pyperc::native {
+
+using composition::Kept;
+using composition::Needs;
+
+// The output. With `kept`, also what backward reads.
+Tensor forward(const Tensor& x, const Network& network, Kept* kept);
+
+// [dx, dw(1) ... dw(L), db(1) ... db(L)], undefined where not wanted. `sizes` are the network's; what is not read may
+// be undefined: x where dw(1) is not wanted, w(l) where nothing below layer l is.
+Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, const Kept& kept,
+                 const Chain& chain, const Needs& needs);
+
+// x = f(s), elementwise.
+Tensor activation(const Tensor& s, const LayerActivation& layer);
+
+// Floating-point operations of one product for each layer, the batch given by x's leading dimensions.
+double flops(const Tensor& x, const Tensors& weights);
+
+struct LayerPlan {
+  int64_t in, out;
+  std::string activation, saved, kernel, tile, blocking, pack;
+  int64_t flops;
+};
+struct NetworkPlan {
+  std::string isa;
+  int threads;
+  std::vector<LayerPlan> layers;
+};
+NetworkPlan plan(const Tensor& x, const Network& network);
+
+// Peak of fused multiply-adds in float32 on torch's threads, GF/s.
+double probe(double seconds);
+
+}  // namespace pyperc::native

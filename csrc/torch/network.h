@@ -1,0 +1,70 @@
+// A network as torch sees it: its tensors, and the activations of its layers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/activations.h"
+
+namespace pyperc {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;
+
+struct ActivationInfo {
+  std::string name;
+  std::vector<std::string> parameters;
+  std::vector<double> defaults;
+  Saved saved;
+};
+const std::vector<ActivationInfo>& activation_list();  // in the order of enum Activation
+
+// The activation of one layer. `chain` throws c10::ValueError for an unknown name or a wrong count of parameters.
+struct LayerActivation {
+  Activation activation;
+  Parameters parameters;
+
+  const ActivationInfo& info() const { return activation_list()[static_cast<size_t>(activation)]; }
+  Saved saved() const { return info().saved; }
+  bool fusible() const;
+};
+
+// The activations of a network, layer by layer.
+class Chain {
+ public:
+  Chain(const std::vector<std::string>& names, const std::vector<std::vector<double>>& parameters);
+  // The form of the operators' schema: all layers' parameters one after the other.
+  static Chain flat(c10::ArrayRef<std::string> names, c10::ArrayRef<double> parameters);
+
+  size_t size() const { return layers_.size(); }
+  const LayerActivation& operator[](size_t l) const { return layers_[l]; }
+  bool fusible() const { return fusible_; }
+
+  std::vector<std::string> names() const;
+  std::vector<std::vector<double>> parameters() const;
+  std::vector<double> flat_parameters() const;
+
+ private:
+  std::vector<LayerActivation> layers_;
+  bool fusible_;
+};
+
+// An undefined tensor in `biases` stands for none.
+struct Network {
+  const Tensors& weights;
+  const Tensors& biases;
+  const Chain& chain;
+
+  size_t depth() const { return weights.size(); }
+};
+
+// Throws c10::TypeError or c10::ValueError that names the argument, what was expected and what came.
+void check(const Tensor& x, const Network& network);
+
+// Why the kernels cannot run this and ATen does; null where they can.
+const char* reason_for_aten(const Tensor& x, const Chain& chain);
+
+}  // namespace pyperc

@@ -1,0 +1,55 @@
+"""The native module: what `pyperc` calls."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+class ActivationInfo:
+    """One entry of the list of activations, csrc/core/activations.h."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> list[str]: ...
+    @property
+    def defaults(self) -> list[float]: ...
+    @property
+    def saved(self) -> str:
+        """What the derivative reads: "output", "summation" or "nothing"."""
+
+def activations() -> list[ActivationInfo]: ...
+
+class Chain:
+    """The activations of a network, layer by layer: (name, values of its parameters) each. Immutable."""
+
+    def __init__(self, layers: Sequence[tuple[str, Sequence[float]]]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def parameters(self) -> list[list[float]]: ...
+
+def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> Tensor:
+    """x [*, sizes[0]], weights[l] [sizes[l+1], sizes[l]], biases[l] [sizes[l+1]] or None; with derivatives."""
+
+def activation(x: Tensor, name: str, parameters: Sequence[float] = ...) -> Tensor:
+    """The elementwise kernel of the ISA in use, float32 and float64, without autograd."""
+
+def plan(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> dict[str, Any]: ...
+def isas_built() -> list[str]: ...
+def isas() -> list[str]:
+    """Those of isas_built that this processor runs, ascending."""
+
+def isa() -> str:
+    """The one in use: the best, or what the environment variable PYPERC_ISA names. RuntimeError if it cannot be had."""
+
+def use_isa(name: str) -> None: ...
+def tile(isa: str, dtype: torch.dtype) -> tuple[int, int]:
+    """Rows and columns of the microkernel's tile."""
+
+def probe(seconds: float = ...) -> float:
+    """Peak of fused multiply-adds on torch's threads, GF/s in float32."""
+
+def build() -> dict[str, Any]: ...

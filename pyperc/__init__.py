@@ -1,0 +1,40 @@
+"""Multi-layer perceptrons for PyTorch that cost what their arithmetic costs.
+
+>>> import torch, pyperc
+>>> model = pyperc.MLP([784, 256, 10], activation="relu")
+>>> model(torch.randn(32, 784)).shape
+torch.Size([32, 10])
+
+`fuse` does the same for a network that exists already; `explain` says what runs where.
+"""
+
+import torch
+
+__version__ = "0.1.0"
+
+
+def _check_torch() -> None:
+    """Refuse a torch that the native module does not fit, before loading it ends in a missing symbol."""
+    try:
+        from pyperc._build import TORCH as BUILT
+    except ModuleNotFoundError:
+        raise ImportError(
+            "pyperc: the native module is not built; run `pip install --no-build-isolation .` in the source folder"
+        ) from None
+    if BUILT.split("+")[0].split(".")[:2] != torch.__version__.split("+")[0].split(".")[:2]:
+        raise ImportError(
+            f"pyperc: built against torch {BUILT}, but torch {torch.__version__} is running; install the former, or "
+            "build pyperc again: `pip install --no-build-isolation --force-reinstall --no-deps .`"
+        )
+
+
+_check_torch()
+
+from pyperc import functional, nn  # noqa: E402
+from pyperc.activation import activations  # noqa: E402
+from pyperc.explain import explain  # noqa: E402
+from pyperc.fuse import fuse, unfuse  # noqa: E402
+from pyperc.info import info  # noqa: E402
+from pyperc.nn import MLP, Linear  # noqa: E402
+
+__all__ = ["MLP", "Linear", "activations", "explain", "functional", "fuse", "info", "nn", "unfuse"]

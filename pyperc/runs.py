@@ -1,0 +1,221 @@
+"""Which children of a container one native call computes: what may be fused, looked at anew on every call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import _get_current_function_mode_stack, _get_overloaded_args, has_torch_function
+from torch.utils._device import DeviceContext
+
+from pyperc import _C, functional
+from pyperc.activation import MODULE_TYPES, Resolved, chain, of_module, settings_reader
+from pyperc.layers import Linear
+
+IDENTITY: Resolved = ("identity", ())
+LINEAR_TYPES: frozenset[type[nn.Module]] = frozenset({nn.Linear, Linear})
+# What each class computes, as it was at import: a forward that is patched into the class later is not passed over.
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {cls: cls.forward for cls in LINEAR_TYPES | MODULE_TYPES}
+_MODULE_CALL, _F_LINEAR = nn.Module.__call__, F.linear
+# The attributes, beside weight and bias, on which it depends what a module of the class computes.
+_SETTINGS: dict[type[nn.Module], Callable[[nn.Module], Any] | None] = {
+    nn.Linear: None,
+    Linear: operator.attrgetter("activation", "activation_parameters"),
+    **{cls: settings_reader(cls) for cls in MODULE_TYPES},
+}
+
+
+def ordinary_because(child: nn.Module) -> str | None:
+    """Why a child must be called as a module, or None if the native code may compute it."""
+    cls = type(child)
+    if cls not in _FORWARDS:
+        return "is parametrized" if is_parametrized(child) else f"{cls.__name__} is not a layer that is fused"
+    if cls.forward is not _FORWARDS[cls]:
+        return f"the forward of {cls.__name__} was replaced"
+    if "forward" in child.__dict__:
+        return "has a forward of its own"
+    for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+        if getattr(child, f"_{kind}_hooks"):
+            return f"has a {kind.replace('_', ' ')} hook"
+    if child._compiled_call_impl is not None:
+        return "is compiled on its own"
+    if cls in MODULE_TYPES and of_module(child) is None:
+        return "its parameters are not those of a listed activation"
+    return None
+
+
+def ordinary_everywhere_because() -> str | None:
+    """Why every child must be called as a module now, or None."""
+    if nn.Module.__call__ is not _MODULE_CALL or F.linear is not _F_LINEAR:
+        return "nn.Module.__call__ or F.linear was replaced"
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return "a global module hook is registered"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    if torch._C._len_torch_dispatch_stack():
+        return "a TorchDispatchMode is active"
+    return None
+
+
+def takes_part(operands: Iterable[Any]) -> bool:
+    """True where a tensor subclass or a TorchFunctionMode wants to be shown the calls of F.linear and its like.
+
+    The mode behind torch.set_default_device only looks at functions that make tensors, so it is left out.
+    """
+    return has_torch_function(operands) and (
+        any(type(tensor) is not Tensor for tensor in _get_overloaded_args(operands))
+        or any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    )
+
+
+class Stretch(NamedTuple):
+    """Neighbouring children of a container that one native call computes: (Linear [activation])+."""
+
+    children: Sequence[nn.Module]
+    linears: list[nn.Linear]
+    layers: tuple[Resolved, ...]
+
+    def operands(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        return [linear.weight for linear in self.linears], [linear.bias for linear in self.linears]
+
+    def one_by_one(self, x: Any) -> Any:
+        for child in self.children:
+            x = child(x)
+        return x
+
+
+def stretch_from(children: Sequence[nn.Module], start: int) -> Stretch | None:
+    """The longest stretch that begins with children[start], or None if that must be called as a module."""
+    linears: list[nn.Linear] = []
+    layers: list[Resolved] = []
+    stop = start
+    while stop < len(children) and ordinary_because(children[stop]) is None:
+        child = children[stop]
+        if isinstance(child, nn.Linear):
+            linears.append(child)
+            layers.append(own_activation(child))
+        elif not layers:
+            return None
+        elif (activation := of_module(child)) is not None and activation != IDENTITY:
+            if layers[-1] != IDENTITY:
+                break
+            layers[-1] = activation
+        stop += 1
+    if not linears:
+        return None
+    if stop < len(children) and works_in_place(children[stop]):
+        # It would overwrite the output from which the derivative of a fused activation is read. Left to torch, the
+        # activation keeps what it needs itself.
+        layers[-1] = own_activation(linears[-1])
+        while type(children[stop - 1]) not in LINEAR_TYPES:
+            stop -= 1
+    return Stretch(children[start:stop], linears, tuple(layers))
+
+
+def works_in_place(child: nn.Module) -> bool:
+    return child.__dict__.get("inplace", False) is not False
+
+
+def own_activation(linear: nn.Linear) -> Resolved:
+    return (linear.activation, linear.activation_parameters) if isinstance(linear, Linear) else IDENTITY
+
+
+Call: TypeAlias = Callable[[Any, Stretch], Any]
+
+
+def call_native(x: Any, stretch: Stretch) -> Any:
+    weights, biases = stretch.operands()
+    return _call_native(x, weights, biases, chain(stretch.layers), stretch)
+
+
+def call_operator(x: Any, stretch: Stretch) -> Any:
+    """The call as torch.compile and torch.export record it."""
+    weights, biases = stretch.operands()
+    if takes_part((x, *weights, *biases)):
+        return stretch.one_by_one(x)
+    return functional.call(x, weights, biases, stretch.layers)
+
+
+def _call_native(
+    x: Any, weights: list[Tensor], biases: list[Tensor | None], network: _C.Chain, stretch: Stretch
+) -> Any:
+    if takes_part((x, *weights, *biases)):
+        return stretch.one_by_one(x)
+    try:
+        return _C.mlp(x, weights, biases, network)
+    except (TypeError, ValueError) as refusal:
+        # torch's layers take some tensors that the native code refuses: complex or sparse ones, a bias of one element.
+        # Where they refuse as well, the native code's words are the clearer.
+        try:
+            return stretch.one_by_one(x)
+        except Exception:
+            raise refusal from None
+
+
+class Run:
+    """A stretch kept for the next call, which checks that all still is as it was when the stretch was found."""
+
+    def __init__(self, children: Sequence[nn.Module], start: int, stretch: Stretch) -> None:
+        self.start, self.stop, self.count = start, start + len(stretch.children), len(children)
+        self.stretch = stretch
+        self.chain = chain(stretch.layers)
+        self.forwards = [(cls, _FORWARDS[cls]) for cls in {type(child) for child in stretch.children}]
+        self.members = []
+        for child in stretch.children:
+            cls = type(child)
+            read = _SETTINGS[cls]
+            self.members.append((child, cls, cls in LINEAR_TYPES, read, read and read(child)))
+        self.follower_type: type[nn.Module] | None = None
+        if self.stop < self.count:
+            self.follower_type = type(children[self.stop])
+            self.follower_in_place = works_in_place(children[self.stop])
+            self.follower_ordinary_because = ordinary_because(children[self.stop])
+
+    def __call__(self, children: list[nn.Module], x: Any) -> Any:
+        """The stretch's output from the weights as they are now, or None if the stretch is another one by now."""
+        if len(children) != self.count:
+            return None
+        if self.follower_type is not None:
+            follower = children[self.stop]
+            if (
+                type(follower) is not self.follower_type
+                or works_in_place(follower) != self.follower_in_place
+                # The type alone keeps most followers apart; one that was kept apart by a hook joins without it.
+                or (self.follower_type in _FORWARDS and ordinary_because(follower) != self.follower_ordinary_because)
+            ):
+                return None
+        for cls, forward in self.forwards:
+            if cls.forward is not forward:
+                return None
+        weights: list[Tensor] = []
+        biases: list[Tensor | None] = []
+        stretch = children[self.start : self.stop]
+        for child, (was, cls, is_linear, read, settings) in zip(stretch, self.members, strict=True):
+            state = child.__dict__
+            if (
+                child is not was
+                or type(child) is not cls
+                or state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
+                or "forward" in state
+                or "_compiled_call_impl" in state
+                or (read is not None and read(child) != settings)
+            ):
+                return None
+            if is_linear:
+                parameters = state["_parameters"]
+                try:
+                    weight, bias = parameters["weight"], parameters["bias"]
+                except KeyError:  # a plain tensor stands in a parameter's place
+                    weight, bias = child.weight, child.bias
+                weights.append(weight)
+                biases.append(bias)
+        return _call_native(x, weights, biases, self.chain, self.stretch)

@@ -1,0 +1,39 @@
+"""Fixtures: each instruction set that this processor runs, each dtype, torch's settings put back after every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from shapes import instruction_set
+
+from pyperc import _C
+
+DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.fixture(params=_C.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    with instruction_set(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def torch_settings() -> Iterator[None]:
+    """A fixed seed and one thread before, the count of threads and the default dtype as they were after.
+
+    One, because OpenMP's threads spin: on a busy machine the small products of these tests take ten times as long on
+    two. What several threads do is tested where the count is set.
+    """
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)

@@ -1,0 +1,187 @@
+"""explain: what it says is what runs, and saying it changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import pyperc
+
+
+class Tower(nn.Module):
+    """A fused container and a plain one, a lone pyperc.Linear, and a fused container that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = pyperc.fuse(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 4)))
+        self.plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.lone = pyperc.Linear(4, 3, activation="tanh")
+        self.idle = pyperc.MLP([2, 2])
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        return self.lone(self.plain(self.fused(scale * x)))
+
+
+def lines(model: nn.Module, *inputs: Tensor) -> list[tuple[str, str, str]]:
+    return [(layer.name, layer.call, layer.note) for layer in pyperc.explain(model, *inputs).layers]
+
+
+def test_each_fused_layer_has_its_plan() -> None:
+    layers = pyperc.explain(pyperc.MLP([6, 5, 4, 3], "tanh", "gelu"), torch.zeros(8, 6)).layers
+    assert [(layer.name, layer.module, layer.activation) for layer in layers] == [
+        ("0", "Linear(6, 5)", "tanh"),
+        ("2", "Linear(5, 4)", "tanh"),
+        ("4", "Linear(4, 3)", "gelu"),
+    ]
+    for layer, k, n in zip(layers, (6, 5, 4), (5, 4, 3), strict=True):
+        assert (layer.call, layer.run, layer.path, layer.isa) == ("fused", 0, "native", pyperc._C.isa())
+        assert layer.dtype == "float32"
+        assert layer.threads >= 1
+        assert layer.flops == 2 * 8 * k * n
+        assert layer.tile
+        assert layer.blocking
+        assert layer.kernel
+        assert layer.pack
+    assert [layer.saved for layer in layers] == ["output", "output", "summation"]
+
+
+def test_a_tree_of_modules() -> None:
+    assert lines(Tower(), torch.zeros(8, 6)) == [
+        ("fused.0", "fused", ""),
+        ("fused.2", "ordinary", "Dropout is not a layer that is fused"),
+        ("fused.3", "fused", ""),
+        ("plain", "candidate", "pyperc.fuse would fuse it"),
+        ("lone", "fused", ""),
+        ("idle.0", "ordinary", "the container was not called"),
+    ]
+    runs = [layer.run for layer in pyperc.explain(Tower(), torch.zeros(8, 6), scale=2.0).layers]
+    assert runs == [0, None, 1, None, 2, None]
+
+
+def test_reasons_for_ordinary_calls() -> None:
+    model = pyperc.MLP([2] * 8, "leaky_relu")
+    model[0].register_forward_hook(lambda *args: None)
+    model[2].register_full_backward_pre_hook(lambda *args: None)
+    parametrizations.weight_norm(model[4])
+    model[6].forward = model[6].forward
+    model[9].negative_slope = torch.tensor(0.1)
+    model[12] = nn.LayerNorm(2)
+    notes = {name: note for name, call, note in lines(model, torch.zeros(3, 2)) if call == "ordinary"}
+    assert notes == {
+        "0": "has a forward hook",
+        "1": "an activation that follows no linear layer",
+        "2": "has a backward pre hook",
+        "3": "an activation that follows no linear layer",
+        "4": "is parametrized",
+        "5": "an activation that follows no linear layer",
+        "6": "has a forward of its own",
+        "7": "an activation that follows no linear layer",
+        "9": "its parameters are not those of a listed activation",
+        "12": "LayerNorm is not a layer that is fused",
+    }
+
+
+def test_reasons_that_hold_for_all_children() -> None:
+    model = pyperc.MLP([2, 2])
+    handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    try:
+        assert lines(model, torch.zeros(3, 2)) == [("0", "ordinary", "a global module hook is registered")]
+    finally:
+        handle.remove()
+    complex_model = pyperc.MLP([2, 2], dtype=torch.complex64)
+    (layer,) = pyperc.explain(complex_model, torch.zeros(3, 2, dtype=torch.complex64)).layers
+    assert layer.call == "ordinary"
+    assert "complex" in layer.note.lower()
+
+
+def test_the_reason_for_the_composition() -> None:
+    (layer,) = pyperc.explain(pyperc.MLP([2, 2], dtype=torch.bfloat16), torch.zeros(3, 2).bfloat16()).layers
+    assert (layer.call, layer.path) == ("fused", "aten")
+    assert layer.note
+    model = pyperc.MLP([2, 2, 2], ("leaky_relu", {"negative_slope": -0.5}))
+    assert all(layer.path == "aten" and layer.note for layer in pyperc.explain(model, torch.zeros(3, 2)).layers)
+
+
+def test_it_changes_nothing() -> None:
+    model = pyperc.nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3)).train()
+    model[2].eval()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pyperc.explain(model, x)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert x.grad is None
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_it_changes_nothing_when_the_model_raises() -> None:
+    model = Tower().train()
+    with pytest.raises(ValueError, match="weights"):
+        pyperc.explain(model, torch.zeros(8, 7))
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+    assert lines(model, torch.zeros(8, 6))
+
+
+def test_a_container_that_is_called_twice_is_explained_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = pyperc.MLP([4, 4])
+            self.alias = self.net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(self.alias(x)[:2])
+
+    (layer,) = pyperc.explain(Twice(), torch.zeros(8, 4)).layers
+    assert layer.flops == 2 * 8 * 4 * 4
+
+
+def test_a_layer_that_stands_twice_in_a_container() -> None:
+    linear = nn.Linear(4, 4)
+    model = pyperc.nn.Sequential(linear, nn.Tanh(), nn.LayerNorm(4), linear, nn.Tanh(), linear)
+    assert [(layer.name, layer.run) for layer in pyperc.explain(model, torch.zeros(8, 4)).layers] == [
+        ("0", 0),
+        ("2", None),
+        ("3", 1),
+        ("5", 1),
+    ]
+
+
+def test_a_compiled_model_is_explained_as_the_model_in_it() -> None:
+    model = pyperc.MLP([6, 5, 4])
+    compiled = torch.compile(model, backend="eager")
+    assert lines(compiled, torch.zeros(8, 6)) == lines(model, torch.zeros(8, 6))
+
+
+def test_data_and_table() -> None:
+    explanation = pyperc.explain(Tower(), torch.zeros(8, 6))
+    data = json.loads(json.dumps(explanation.to_dict()))
+    assert [layer["name"] for layer in data["layers"]] == [layer.name for layer in explanation.layers]
+    assert all(dataclasses.is_dataclass(layer) for layer in explanation.layers)
+    table = str(explanation).splitlines()
+    assert table[0].split()[:3] == ["name", "module", "activation"]
+    assert set(table[1]) == {"-", " "}
+    assert len(table) == 2 + len(explanation.layers)
+    assert table[2].startswith("fused.0  Linear(6, 5)")
+    assert "relu" in table[2]
+    column = table[0].index("call")
+    assert [line[column:].split()[0] for line in table[2:]] == [layer.call for layer in explanation.layers]
+
+
+def test_nothing_to_explain() -> None:
+    explanation = pyperc.explain(nn.Linear(2, 2), torch.zeros(3, 2))
+    assert explanation.layers == ()
+    assert "no nn.Sequential" in str(explanation)
+
+
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(TypeError, match=r"model must be an instance of torch\.nn\.Module, got int"):
+        pyperc.explain(3, torch.zeros(1))
