@@ -34,6 +34,25 @@ class Chain:
 def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> Tensor:
     """x [*, sizes[0]], weights[l] [sizes[l+1], sizes[l]], biases[l] [sizes[l+1]] or None; with derivatives."""
 
+class Run:
+    """A fused run of modules, kept for the next call.
+
+    `watched`: (owner, attribute, value) that must still hold. `empty`: dictionaries that must be empty. `members`:
+    (module, is linear, reader of its settings or None, settings). A call gives the output, or None where the run in
+    `modules`, a container's dictionary, is another one by now or somebody wants to be shown its calls.
+    """
+
+    def __init__(
+        self,
+        watched: tuple[tuple[Any, str, Any], ...],
+        empty: tuple[dict[Any, Any], ...],
+        members: tuple[tuple[Any, bool, Any, Any], ...],
+        chain: Chain,
+        start: int,
+        count: int,
+    ) -> None: ...
+    def __call__(self, modules: dict[str, Any], x: Any) -> Tensor | None: ...
+
 def activation(x: Tensor, name: str, parameters: Sequence[float] = ...) -> Tensor:
     """The elementwise kernel of the ISA in use, float32 and float64, without autograd."""
 

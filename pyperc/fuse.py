@@ -48,7 +48,8 @@ def unfuse(module: M) -> M:
     for container in list(module.modules()):
         original = _original_class(type(container))
         if original is not None:
-            container.__dict__.pop("_pyperc_runs", None)
+            for kept in ("_pyperc_runs", "_pyperc_whole"):
+                container.__dict__.pop(kept, None)
             container.__class__ = original
     return module
 

@@ -53,22 +53,37 @@ class Sequential(nn.Sequential):
             return self.walk(input, call_operator)
         if _observer is not None:
             return _observer(self, input)
+        whole: Run | None = self.__dict__.get("_pyperc_whole")
+        if whole is not None:
+            try:
+                y = whole.native(self._modules, input)
+            except (TypeError, ValueError) as refusal:
+                return whole.stretch.instead_of(refusal, input)
+            if y is not None:
+                return y
+        return self._by_runs(input)
+
+    def _by_runs(self, input: Any) -> Any:
+        """The forward of a container that is not one run, or not the one that it was."""
         if ordinary_everywhere_because() is not None:
             return super().forward(input)  # type: ignore[no-untyped-call]
         children = list(self._modules.values())
+        self.__dict__.pop("_pyperc_whole", None)
         runs: dict[int, Run] | None = self.__dict__.get("_pyperc_runs")
         if runs is None:
             runs = self.__dict__["_pyperc_runs"] = {}
         position, x = 0, input
         while position < len(children):
             run = runs.get(position)
-            y = None if run is None else run(children, x)
+            y = None if run is None else run(self._modules, children, x)
             if run is not None and y is not None:
                 x, position = y, run.stop
             elif (stretch := stretch_from(children, position)) is not None:
                 for later in [start for start in list(runs) if start > position]:
                     runs.pop(later, None)
                 runs[position] = run = Run(children, position, stretch)
+                if run.whole:
+                    self.__dict__["_pyperc_whole"] = run
                 x, position = call_native(x, stretch), run.stop
             else:
                 runs.pop(position, None)
@@ -95,7 +110,8 @@ class Sequential(nn.Sequential):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        state.pop("_pyperc_runs", None)
+        for kept in ("_pyperc_runs", "_pyperc_whole"):
+            state.pop(kept, None)
         return state
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import _get_current_function_mode_stack, _get_overloaded_args, has_torch_function
 from torch.utils._device import DeviceContext
@@ -23,6 +23,12 @@ LINEAR_TYPES: frozenset[type[nn.Module]] = frozenset({nn.Linear, Linear})
 # What each class computes, as it was at import: a forward that is patched into the class later is not passed over.
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {cls: cls.forward for cls in LINEAR_TYPES | MODULE_TYPES}
 _MODULE_CALL, _F_LINEAR = nn.Module.__call__, F.linear
+_WATCHED = ((nn.Module, "__call__", _MODULE_CALL), (F, "linear", _F_LINEAR))
+_GLOBAL_HOOKS = tuple(
+    getattr(torch_module, name)
+    for name in dir(torch_module)
+    if name.startswith(("_global_forward", "_global_backward")) and isinstance(getattr(torch_module, name), dict)
+)
 # The attributes, beside weight and bias, on which it depends what a module of the class computes.
 _SETTINGS: dict[type[nn.Module], Callable[[nn.Module], Any] | None] = {
     nn.Linear: None,
@@ -54,7 +60,7 @@ def ordinary_everywhere_because() -> str | None:
     """Why every child must be called as a module now, or None."""
     if nn.Module.__call__ is not _MODULE_CALL or F.linear is not _F_LINEAR:
         return "nn.Module.__call__ or F.linear was replaced"
-    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return "a global module hook is registered"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace is recording"
@@ -88,6 +94,16 @@ class Stretch(NamedTuple):
         for child in self.children:
             x = child(x)
         return x
+
+    def instead_of(self, refusal: Exception, x: Any) -> Any:
+        """The result by ordinary calls, where torch's layers take tensors that the native code refuses.
+
+        Complex and sparse ones, or a bias of one element. Where they refuse as well, the native words are the clearer.
+        """
+        try:
+            return self.one_by_one(x)
+        except Exception:
+            raise refusal from None
 
 
 def stretch_from(children: Sequence[nn.Module], start: int) -> Stretch | None:
@@ -131,7 +147,12 @@ Call: TypeAlias = Callable[[Any, Stretch], Any]
 
 def call_native(x: Any, stretch: Stretch) -> Any:
     weights, biases = stretch.operands()
-    return _call_native(x, weights, biases, chain(stretch.layers), stretch)
+    if takes_part((x, *weights, *biases)):
+        return stretch.one_by_one(x)
+    try:
+        return _C.mlp(x, weights, biases, chain(stretch.layers))
+    except (TypeError, ValueError) as refusal:
+        return stretch.instead_of(refusal, x)
 
 
 def call_operator(x: Any, stretch: Stretch) -> Any:
@@ -142,80 +163,45 @@ def call_operator(x: Any, stretch: Stretch) -> Any:
     return functional.call(x, weights, biases, stretch.layers)
 
 
-def _call_native(
-    x: Any, weights: list[Tensor], biases: list[Tensor | None], network: _C.Chain, stretch: Stretch
-) -> Any:
-    if takes_part((x, *weights, *biases)):
-        return stretch.one_by_one(x)
-    try:
-        return _C.mlp(x, weights, biases, network)
-    except (TypeError, ValueError) as refusal:
-        # torch's layers take some tensors that the native code refuses: complex or sparse ones, a bias of one element.
-        # Where they refuse as well, the native code's words are the clearer.
-        try:
-            return stretch.one_by_one(x)
-        except Exception:
-            raise refusal from None
-
-
 class Run:
     """A stretch kept for the next call, which checks that all still is as it was when the stretch was found."""
 
     def __init__(self, children: Sequence[nn.Module], start: int, stretch: Stretch) -> None:
-        self.start, self.stop, self.count = start, start + len(stretch.children), len(children)
+        self.start, self.stop = start, start + len(stretch.children)
         self.stretch = stretch
-        self.chain = chain(stretch.layers)
-        self.forwards = [(cls, _FORWARDS[cls]) for cls in {type(child) for child in stretch.children}]
-        self.members = []
+        self.whole = len(stretch.children) == len(children)
+        classes = {type(child) for child in stretch.children}
+        members = []
         for child in stretch.children:
-            cls = type(child)
-            read = _SETTINGS[cls]
-            self.members.append((child, cls, cls in LINEAR_TYPES, read, read and read(child)))
+            read = _SETTINGS[type(child)]
+            members.append((child, type(child) in LINEAR_TYPES, read, read and read(child)))
+        self.native = _C.Run(
+            (*_WATCHED, *((cls, "forward", _FORWARDS[cls]) for cls in classes)),
+            _GLOBAL_HOOKS,
+            tuple(members),
+            chain(stretch.layers),
+            start,
+            len(children),
+        )
         self.follower_type: type[nn.Module] | None = None
-        if self.stop < self.count:
+        if self.stop < len(children):
             self.follower_type = type(children[self.stop])
             self.follower_in_place = works_in_place(children[self.stop])
             self.follower_ordinary_because = ordinary_because(children[self.stop])
 
-    def __call__(self, children: list[nn.Module], x: Any) -> Any:
+    def __call__(self, modules: dict[str, nn.Module], children: Sequence[nn.Module], x: Any) -> Any:
         """The stretch's output from the weights as they are now, or None if the stretch is another one by now."""
-        if len(children) != self.count:
-            return None
         if self.follower_type is not None:
-            follower = children[self.stop]
+            follower = children[self.stop] if self.stop < len(children) else None
             if (
-                type(follower) is not self.follower_type
+                follower is None
+                or type(follower) is not self.follower_type
                 or works_in_place(follower) != self.follower_in_place
                 # The type alone keeps most followers apart; one that was kept apart by a hook joins without it.
                 or (self.follower_type in _FORWARDS and ordinary_because(follower) != self.follower_ordinary_because)
             ):
                 return None
-        for cls, forward in self.forwards:
-            if cls.forward is not forward:
-                return None
-        weights: list[Tensor] = []
-        biases: list[Tensor | None] = []
-        stretch = children[self.start : self.stop]
-        for child, (was, cls, is_linear, read, settings) in zip(stretch, self.members, strict=True):
-            state = child.__dict__
-            if (
-                child is not was
-                or type(child) is not cls
-                or state["_forward_hooks"]
-                or state["_forward_pre_hooks"]
-                or state["_backward_hooks"]
-                or state["_backward_pre_hooks"]
-                or "forward" in state
-                or "_compiled_call_impl" in state
-                or (read is not None and read(child) != settings)
-            ):
-                return None
-            if is_linear:
-                parameters = state["_parameters"]
-                try:
-                    weight, bias = parameters["weight"], parameters["bias"]
-                except KeyError:  # a plain tensor stands in a parameter's place
-                    weight, bias = child.weight, child.bias
-                weights.append(weight)
-                biases.append(bias)
-        return _call_native(x, weights, biases, self.chain, self.stretch)
+        try:
+            return self.native(modules, x)
+        except (TypeError, ValueError) as refusal:
+            return self.stretch.instead_of(refusal, x)

@@ -315,10 +315,10 @@ def test_an_undefined_incoming_gradient() -> None:
     assert all(leaf.grad is None or not leaf.grad.any() for leaf in net.leaves.values())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_anomaly_mode_names_the_node_that_made_a_nan() -> None:
     net = small(TANH).requires_grad()
-    with torch.autograd.detect_anomaly(check_nan=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.autograd.detect_anomaly(check_nan=True):
         y = native(net)
         y.backward(net.dy, retain_graph=True)
         with pytest.raises(RuntimeError, match=r"(?i)mlp.*returned nan"):

@@ -191,6 +191,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @each_way_in
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("where", ["x", "weights[0]"])
 def test_layouts_that_are_not_strided(kind: str, layout: str, where: str) -> None:

@@ -29,7 +29,7 @@ def test_sizes_around_the_tile(isa: str, dtype: torch.dtype, k: int) -> None:
             check(draw([k, n], m, TANH, dtype, bias=n % 2 == 1, seed=m))
 
 
-@pytest.mark.parametrize("batch", [0, 1, 2, 3, 5, 17, 1000])
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 17, 1000])
 def test_batches(isa: str, dtype: torch.dtype, batch: int) -> None:
     check(draw([37, 65, 10], batch, [RELU, IDENTITY], dtype))
     check(draw([10, 101, 1], batch, GELU, dtype))
@@ -50,6 +50,7 @@ def test_a_long_sum_spans_cache_blocks(isa: str, dtype: torch.dtype, which: str,
 
 def test_wide_layers_span_cache_blocks(isa: str, dtype: torch.dtype) -> None:
     check(draw([520, 530, 300], 70, RELU, dtype))
+    check(draw([600, 513, 260], 300, TANH, dtype))
 
 
 @pytest.mark.parametrize("columns", [1024, 600])
@@ -68,6 +69,7 @@ def test_rows_4096_bytes_apart(isa: str, dtype: torch.dtype, columns: int) -> No
         (700, [40, 30, 50]),
         (64, [64, 64, 64]),
         (257, [17, 400]),
+        (600, [20, 350]),
         (130, [256, 129, 120]),
         (5, [9, 7]),
     ],
@@ -77,6 +79,12 @@ def test_threads(dtype: torch.dtype, batch: int, sizes: list[int], threads: int)
     torch.set_num_threads(threads)
     check(draw(sizes, batch, GELU, dtype))
     check(draw(sizes, batch, RELU, dtype))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16, 17, 100])
+def test_more_threads_than_there_is_work_for(dtype: torch.dtype, batch: int) -> None:
+    torch.set_num_threads(9)
+    check(draw([300, 7, 290, 300], batch, GELU, dtype))
 
 
 def subsets() -> list[tuple[str, ...]]:

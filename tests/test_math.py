@@ -40,7 +40,7 @@ def ulp(reference: Tensor, dtype: torch.dtype) -> Tensor:
     """The distance between the numbers of that dtype around each reference value."""
     info = torch.finfo(dtype)
     exponent = torch.frexp(reference.double().abs().clamp(info.smallest_normal, info.max)).exponent - 1
-    return torch.ldexp(torch.tensor(info.eps, dtype=F64), exponent)
+    return info.eps * torch.ldexp(torch.ones_like(exponent, dtype=F64), exponent)
 
 
 def ulps(got: Tensor, reference: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ def functional_cases() -> list[tuple[str, Callable[[Callable[..., Tensor], list[
 
 
 @pytest.mark.parametrize("activation", [TANH, RELU, GELU], ids=str)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
 @pytest.mark.parametrize("transform", [t for _, t in functional_cases()], ids=[n for n, _ in functional_cases()])
 def test_functional_transforms_by_value(activation: Activation, transform: Callable[..., object]) -> None:
     net = small(activation)

@@ -7,6 +7,7 @@
 #include "../cpu/dispatch.h"
 #include "autograd.h"
 #include "native.h"
+#include "run.h"
 
 namespace py = pybind11;
 
@@ -197,6 +198,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("x"), py::arg("name"), py::arg("parameters") = std::vector<double>());
   m.def("plan", &plan, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+
+  if (!add_run_type(m.ptr())) throw py::error_already_set();
 
   m.def("isas_built", [] { return names(isas_built()); });
   m.def("isas", [] { return names(isas_here()); });
