@@ -67,12 +67,14 @@ struct Gemm {
   const T* saved = nullptr;
   int64_t ld_saved = 0;
   T* db = nullptr;
+  T* a_block = nullptr;  // room for `Kernels::a_block` elements where a's columns are contiguous and lie far apart
 };
 
 template <class T>
 struct Kernels {
   Tile tile;
-  int64_t kc;  // depth of a cache block
+  int64_t kc;       // depth of a cache block
+  int64_t a_block;  // elements of a block of a
   void (*gemm)(const Gemm<T>&);
   // The same for m <= dot_rows, with b given as its transpose [n, k], row stride ldb, unit column stride: no packing.
   void (*dot)(const Gemm<T>&);

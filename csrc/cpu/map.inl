@@ -16,12 +16,10 @@ void activate(const Map<T>& g) {
   }
 }
 
-// The rows of one vector of columns. db is summed in blocks of rows, each in four sums: the error then grows with the
-// number of blocks, and no addition waits for the one before.
+// One vector of columns of a few rows; their ds go into db in four sums, so that no addition waits for the one before.
 template <class T, class A, bool PARTIAL>
-PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t j, int columns) {
+PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t end, int64_t j, int columns) {
   constexpr int SUMS = 4;
-  constexpr int64_t BLOCK = 8 * SUMS;
   const Parameters parameters = g.parameters;
   const auto read = [&](const T* p) __attribute__((always_inline)) {
     if constexpr (PARTIAL) {
@@ -30,42 +28,41 @@ PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t j, int columns
       return load(p);
     }
   };
+  const auto write = [&](T* p, Vector<T> x) __attribute__((always_inline)) {
+    if constexpr (PARTIAL) {
+      store_partial(p, x, columns);
+    } else {
+      store(p, x);
+    }
+  };
   const auto row = [&](int64_t i) __attribute__((always_inline)) {
     const Vector<T> dx = read(g.in + i * g.ld_in + j), saved = read(g.saved + i * g.ld_saved + j);
     const Vector<T> ds = A::backward(Value<T>(dx), Value<T>(saved), parameters).v;
-    if constexpr (PARTIAL) {
-      store_partial(g.out + i * g.ld_out + j, ds, columns);
-    } else {
-      store(g.out + i * g.ld_out + j, ds);
-    }
+    write(g.out + i * g.ld_out + j, ds);
     return ds;
   };
-  Vector<T> db{};
-  for (int64_t begin = 0; begin < g.rows; begin += BLOCK) {
-    const int64_t end = begin + BLOCK < g.rows ? begin + BLOCK : g.rows;
-    Vector<T> sums[SUMS] = {};
-    int64_t i = begin;
-    for (; i + SUMS <= end; i += SUMS) {
-      PYPERC_UNROLL
-      for (int r = 0; r < SUMS; ++r) sums[r] += row(i + r);
-    }
-    for (; i < end; ++i) sums[0] += row(i);
-    db += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  Vector<T> sums[SUMS] = {};
+  int64_t i = begin;
+  for (; i + SUMS <= end; i += SUMS) {
+    PYPERC_UNROLL
+    for (int r = 0; r < SUMS; ++r) sums[r] += row(i + r);
   }
-  if (!g.db) return;
-  if constexpr (PARTIAL) {
-    store_partial(g.db + j, read(g.db + j) + db, columns);
-  } else {
-    store(g.db + j, read(g.db + j) + db);
-  }
+  for (; i < end; ++i) sums[0] += row(i);
+  if (g.db) write(g.db + j, read(g.db + j) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
 }
 
+// By blocks of rows: few enough that each row's page stays in the translation buffer while the columns pass, and the
+// error of db grows with the number of blocks, not of rows.
 template <class T, class A>
 void differentiate(const Map<T>& g) {
   constexpr int W = WIDTH<T>;
-  int64_t j = 0;
-  for (; j + W <= g.columns; j += W) differentiate_columns<T, A, false>(g, j, W);
-  if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, j, tail);
+  constexpr int64_t BLOCK = 16;
+  for (int64_t begin = 0; begin < g.rows; begin += BLOCK) {
+    const int64_t end = begin + BLOCK < g.rows ? begin + BLOCK : g.rows;
+    int64_t j = 0;
+    for (; j + W <= g.columns; j += W) differentiate_columns<T, A, false>(g, begin, end, j, W);
+    if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, begin, end, j, tail);
+  }
 }
 
 template <class T>

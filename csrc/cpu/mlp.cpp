@@ -226,63 +226,85 @@ class BackwardRun {
     for (int l = pass.depth - 1; l >= 0; --l) {
       if (pass.layers[l].dw || pass.layers[l].db) lowest_ = std::min(lowest_, l);
     }
-    const int64_t threads = plan.threads;
-    const bool tiles = plan.gradient == GradientSplit::Tiles;
-    const int64_t m = plan.split == Split::Columns ? pass.batch : plan.chunk;
+    const int64_t others = plan.threads - 1;
+    const bool by_rows = plan.gradient == GradientSplit::Rows;
+    const int64_t depth_of_dw = by_rows ? plan.chunk : pass.batch;
     int64_t widest = 0, inputs = 0;
+    bool far_apart = false;
     for (int l = lowest_; l < pass.depth; ++l) {
       const BackwardLayer<T>& layer = pass.layers[l];
-      if (l > lowest_ || pass.dx.data) {
-        weights_[l] = {kernels.tile, layer.w, m, layer.spec.out, layer.spec.in, arena_};
-      }
+      if (has_product(l)) weights_[l] = {kernels.tile, layer.w, plan.chunk, layer.spec.out, layer.spec.in, arena_};
       ld_ds_[l] = padded(layer.spec.out, sizeof(T));
       widest = std::max(widest, ld_ds_[l]);
-      if (tiles) ds_[l] = arena_.template take<T>(pass.batch * ld_ds_[l]);
-      if (layer.dw) inputs = std::max(inputs, packed_columns(layer));
-      if (!tiles && threads > 1) {
-        if (layer.dw) partial_[l] = arena_.template take<T>((threads - 1) * layer.spec.out * layer.spec.in);
+      if (plan.gradient == GradientSplit::Tiles) ds_[l] = arena_.template take<T>(pass.batch * ld_ds_[l]);
+      if (layer.dw) {
+        inputs = std::max(inputs, packed_columns(layer));
+        far_apart = far_apart || !reads_ds_in_place(l);
+        if (by_rows && others) partial_[l] = arena_.template take<T>(others * layer.spec.out * layer.spec.in);
       }
-      if (plan.split == Split::Rows && threads > 1 && layer.db) {
-        partial_db_[l] = arena_.template take<T>((threads - 1) * layer.spec.out);
+      if (plan.split == Split::Rows && others && layer.db) {
+        partial_db_[l] = arena_.template take<T>(others * layer.spec.out);
       }
     }
-    if (!tiles) {
+    if (by_rows) {
       ring_size_ = plan.chunk * widest;
-      ring_ = arena_.template take<T>(threads * 2 * ring_size_);
+      ring_ = arena_.template take<T>(plan.threads * 2 * ring_size_);
+    }
+    if (plan.gradient == GradientSplit::Layers) {
+      T* two[] = {arena_.template take<T>(pass.batch * widest), arena_.template take<T>(pass.batch * widest)};
+      for (int l = lowest_; l < pass.depth; ++l) ds_[l] = two[l % 2];
     }
     if (inputs) {
-      inputs_size_ = inputs * (tiles ? pass.batch : plan.chunk);
-      inputs_ = arena_.template take<T>(threads * inputs_size_);
+      inputs_size_ = inputs * depth_of_dw;
+      inputs_ = arena_.template take<T>(plan.threads * inputs_size_);
     }
+    if (far_apart) a_blocks_ = arena_.template take<T>(plan.threads * kernels.a_block);
   }
   size_t used() const { return arena_.used(); }
 
   void operator()(const Parallel& parallel) const {
     if (lowest_ == pass_.depth) return;
     const int64_t threads = plan_.threads;
-    if (plan_.split == Split::Columns) {
-      chain_by_columns(parallel);
-    } else {
+    const bool columns = plan_.split == Split::Columns;
+    if (!columns) {
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) {
           if (weights_[l].panel) weights_[l].pack(kernels_, part(weights_[l].n, weights_[l].panel, t, threads));
         }
       });
-      run(parallel, threads, [&](int64_t t) { chain_by_rows(t); });
     }
-    if (plan_.gradient == GradientSplit::Tiles) {
-      run(parallel, threads, [&](int64_t t) {
-        for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
-      });
-    } else if (threads > 1) {
-      run(parallel, threads, [&](int64_t t) {
-        for (int l = lowest_; l < pass_.depth; ++l) {
-          const LayerSpec& spec = pass_.layers[l].spec;
-          add(pass_.layers[l].dw, partial_[l], spec.out * spec.in, part(spec.out * spec.in, 16, t, threads));
+    switch (plan_.gradient) {
+      case GradientSplit::Rows:
+        run(parallel, threads, [&](int64_t t) { chain(t); });
+        if (threads == 1) break;
+        run(parallel, threads, [&](int64_t t) {
+          for (int l = lowest_; l < pass_.depth; ++l) {
+            const LayerSpec& spec = pass_.layers[l].spec;
+            add(pass_.layers[l].dw, partial_[l], spec.out * spec.in, part(spec.out * spec.in, 16, t, threads));
+          }
+        });
+        break;
+      case GradientSplit::Tiles:
+        run(parallel, threads, [&](int64_t t) { chain(t); });
+        run(parallel, threads, [&](int64_t t) {
+          for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
+        });
+        break;
+      case GradientSplit::Layers:
+        run(parallel, columns ? 1 : threads, [&](int64_t t) {
+          clear_db(t);
+          const Range rows = columns ? Range{0, pass_.batch} : rows_of(t);
+          last_ds(t, rows.begin, rows.size());
+        });
+        for (int l = pass_.depth - 1; l >= lowest_; --l) {
+          run(parallel, threads, [&](int64_t t) {
+            tile_of_dw(l, t);
+            if (has_product(l)) share_of_product(l, t);
+          });
         }
-      });
+        break;
     }
-    if (plan_.split == Split::Rows && threads > 1) {
+    if (!columns && threads > 1) {
       for (int l = lowest_; l < pass_.depth; ++l) {
         const int64_t n = pass_.layers[l].spec.out;
         add(pass_.layers[l].db, partial_db_[l], n, {0, n});
@@ -300,7 +322,11 @@ class BackwardRun {
     }
   }
 
-  // ds(l) of the rows from i on.
+  Range rows_of(int64_t t) const { return part(pass_.batch, 1, t, plan_.threads); }
+  bool has_product(int l) const { return l > lowest_ || (l == 0 && pass_.dx.data); }
+  bool reads_ds_in_place(int l) const { return in_place(ld_ds_[l] * static_cast<int64_t>(sizeof(T))); }
+
+  // ds(l) of the rows from i on: kept for the whole batch, or in one of the thread's two buffers in turn.
   T* ds(int l, int64_t t, int64_t i) const {
     return ds_[l] ? ds_[l] + i * ld_ds_[l] : ring_ + (2 * t + l % 2) * ring_size_;
   }
@@ -355,11 +381,10 @@ class BackwardRun {
     kernels_.gemm(g);
   }
 
-  bool has_product(int l) const { return l > lowest_ || (l == 0 && pass_.dx.data); }
-
-  void chain_by_rows(int64_t t) const {
+  // A thread's rows through all layers.
+  void chain(int64_t t) const {
     clear_db(t);
-    const Range rows = part(pass_.batch, 1, t, plan_.threads);
+    const Range rows = rows_of(t);
     for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
       const int64_t m = std::min(plan_.chunk, rows.end - i);
       last_ds(t, i, m);
@@ -374,17 +399,17 @@ class BackwardRun {
     }
   }
 
-  void chain_by_columns(const Parallel& parallel) const {
-    clear_db(0);
-    last_ds(0, 0, pass_.batch);
-    for (int l = pass_.depth - 1; l >= lowest_; --l) {
-      if (!has_product(l)) continue;
-      run(parallel, plan_.threads, [&](int64_t t) {
-        const Range columns = part(weights_[l].n, weights_[l].unit(kernels_.tile), t, plan_.threads);
-        if (columns.size() == 0) return;
-        weights_[l].pack(kernels_, columns);
-        product(l, 0, 0, pass_.batch, columns);
-      });
+  // A thread's rows, or columns, of one product.
+  void share_of_product(int l, int64_t t) const {
+    if (plan_.split == Split::Columns) {
+      const Range columns = part(weights_[l].n, weights_[l].unit(kernels_.tile), t, plan_.threads);
+      weights_[l].pack(kernels_, columns);
+      if (columns.size()) product(l, 0, 0, pass_.batch, columns);
+      return;
+    }
+    const Range rows = rows_of(t);
+    for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+      product(l, t, i, std::min(plan_.chunk, rows.end - i), {0, pass_.layers[l].spec.in});
     }
   }
 
@@ -405,6 +430,7 @@ class BackwardRun {
     Gemm<T> g{};
     g.m = outs.size();
     g.a = {ds(l, t, i) + outs.begin, 1, ld_ds_[l]};
+    if (!reads_ds_in_place(l)) g.a_block = a_blocks_ + t * kernels_.a_block;
     b.use(g, {0, ins.size()});
     g.c = dw + outs.begin * layer.spec.in + ins.begin;
     g.ldc = layer.spec.in;
@@ -412,6 +438,8 @@ class BackwardRun {
     g.ld_init = g.ldc;
     kernels_.gemm(g);
   }
+
+  // A thread's columns, or rows, of dw over the whole batch.
   void tile_of_dw(int l, int64_t t) const {
     const BackwardLayer<T>& layer = pass_.layers[l];
     if (!layer.dw) return;
@@ -434,7 +462,7 @@ class BackwardRun {
   std::vector<T*> ds_;
   std::vector<int64_t> ld_ds_;
   std::vector<T*> partial_, partial_db_;
-  T *ring_ = nullptr, *inputs_ = nullptr;
+  T *ring_ = nullptr, *inputs_ = nullptr, *a_blocks_ = nullptr;
   int64_t ring_size_ = 0, inputs_size_ = 0;
 };
 

@@ -13,7 +13,10 @@ constexpr int64_t MIN_ROWS_PER_THREAD = 6;
 
 // Activations of a chunk, in bytes: half of a second-level cache of 1 MB, the rest is the weights passing through.
 constexpr int64_t CHUNK_BYTES = 512 * 1024;
-constexpr int64_t MIN_CHUNK = 112, MAX_CHUNK = 384;
+constexpr int64_t MIN_CHUNK = 224, MAX_CHUNK = 384;
+
+// From this width on dw outgrows the second-level cache: summed chunk by chunk it would pass through memory each time.
+constexpr int64_t WIDE_BYTES = 3 * 1024;
 
 // Rows further apart than this touch a page each, and the address translation becomes the limit.
 constexpr int64_t MAX_STRIDE_IN_PLACE = 3 * 1024;
@@ -44,8 +47,12 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   Plan plan;
   plan.threads = flops < MIN_PARALLEL_FLOPS ? 1 : threads;
   if (plan.threads > 1 && batch < plan.threads * MIN_ROWS_PER_THREAD) plan.split = Split::Columns;
-  // The sums of the other threads cost a pass over dw each; keeping ds costs a pass over the activations.
-  if (plan.threads > 1 && (plan.split == Split::Columns || batch < 2 * widest)) plan.gradient = GradientSplit::Tiles;
+  if (plan.split == Split::Columns || widest * static_cast<int64_t>(element) >= WIDE_BYTES) {
+    plan.gradient = GradientSplit::Layers;
+  } else if (plan.threads > 1 && batch < 2 * widest) {
+    // The sums of the other threads would cost a pass over dw each; keeping ds costs a pass over the activations.
+    plan.gradient = GradientSplit::Tiles;
+  }
 
   const int64_t rows = plan.split == Split::Columns ? batch : (batch + plan.threads - 1) / plan.threads;
   const int64_t fitting = CHUNK_BYTES / std::max<int64_t>(1, widest * static_cast<int64_t>(element));

@@ -13,9 +13,11 @@ namespace pyperc {
 // Columns: each layer's columns are shared out; for batches too short to split.
 enum class Split { Rows, Columns };
 
-// Rows: each thread sums dw over its own rows, and the sums are added in the order of the threads.
-// Tiles: ds of all layers is kept, then dw's columns (or rows) are shared out.
-enum class GradientSplit { Rows, Tiles };
+// How dw and the chain of dx share a backward pass:
+// Rows: each thread sums dw over its own rows while they are in the cache; the sums are added in the order of the
+// threads. Tiles: the chain first, keeping ds of all layers; then dw's columns (or rows) are shared out. Layers: layer
+// by layer, dw's columns and then the rows (or columns) of dx are shared out, keeping ds of two layers.
+enum class GradientSplit { Rows, Tiles, Layers };
 
 struct Plan {
   int threads = 1;
