@@ -49,7 +49,7 @@ template <class T>
 struct BackwardLayer {
   LayerSpec spec;
   Matrix<const T> w;      // [out, in]
-  Matrix<const T> x;      // [batch, in], the layer's input
+  Matrix<const T> x;      // [batch, in], the layer's input; null: f(s) of the layer below, whose `saved` is s
   Matrix<const T> saved;  // [batch, out]: x or s of this layer, as Saved says; null where f' needs neither
   T* dw = nullptr;        // [out, in] contiguous, or null where not wanted
   T* db = nullptr;        // [out], or null where not wanted

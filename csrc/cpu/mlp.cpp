@@ -73,6 +73,11 @@ struct Operand {
   T* packed = nullptr;
 
   Operand() = default;
+  // Always packed.
+  Operand(const Tile& tile, int64_t m, int64_t depth, int64_t columns, Arena& arena) : k(depth), n(columns) {
+    panel = tile.vectors(m) * tile.width;
+    packed = arena.template take<T>((n + panel - 1) / panel * panel * k);
+  }
   Operand(const Tile& tile, Matrix<const T> matrix, int64_t m, int64_t depth, int64_t columns, Arena& arena)
       : b(matrix), k(depth), n(columns) {
     // A pass over b to pack it pays only where it is read for more than a few rows.
@@ -86,6 +91,14 @@ struct Operand {
     kernels.pack({b.data + columns.begin * b.cs, b.rs, b.cs}, k, columns.size(), panel, packed + columns.begin * k);
   }
   int64_t unit(const Tile& tile) const { return panel ? panel : tile.nr(); }
+  // Packs f(s) instead of b: an input that was not kept, made again from the summation that was.
+  void pack_activated(const Kernels<T>& kernels, const LayerSpec& spec, Matrix<const T> s) const {
+    for (int64_t j = 0; j < n; j += panel) {
+      const Map<T> map{k,       std::min(panel, n - j), s.data + j, s.rs, packed + j * k, panel, nullptr, 0,
+                       nullptr, spec.parameters};
+      kernels.activate[static_cast<int>(spec.activation)](map);
+    }
+  }
   void use(Gemm<T>& g, Range columns) const {
     g.n = columns.size();
     g.k = k;
@@ -419,14 +432,29 @@ class BackwardRun {
     return (layer.spec.in + panel - 1) / panel * panel;
   }
 
+  // Rows [i, i + m) of x(l-1) for dw(l): kept, or made again from s(l-1).
+  Operand<T> input(int l, int64_t t, int64_t i, int64_t m, Range outs, Range ins) const {
+    const BackwardLayer<T>& layer = pass_.layers[l];
+    Arena packed(inputs_ + t * inputs_size_);
+    if (layer.x.data) {
+      Matrix<const T> x = rows_from(layer.x, i);
+      x.data += ins.begin * x.cs;
+      const Operand<T> b(kernels_.tile, x, outs.size(), m, ins.size(), packed);
+      b.pack(kernels_, {0, ins.size()});
+      return b;
+    }
+    const BackwardLayer<T>& below = pass_.layers[l - 1];
+    Matrix<const T> s = rows_from(below.saved, i);
+    s.data += ins.begin;
+    const Operand<T> b(kernels_.tile, outs.size(), m, ins.size(), packed);
+    b.pack_activated(kernels_, below.spec, s);
+    return b;
+  }
+
   // dw = ds^T x over rows [i, i + m) of the batch, for some rows and columns of dw; added to it where `adds`.
   void gradient(int l, int64_t t, int64_t i, int64_t m, Range outs, Range ins, T* dw, bool adds) const {
     const BackwardLayer<T>& layer = pass_.layers[l];
-    Matrix<const T> x = rows_from(layer.x, i);
-    x.data += ins.begin * x.cs;
-    Arena packed(inputs_ + t * inputs_size_);
-    const Operand<T> b(kernels_.tile, x, outs.size(), m, ins.size(), packed);
-    b.pack(kernels_, {0, ins.size()});
+    const Operand<T> b = input(l, t, i, m, outs, ins);
     Gemm<T> g{};
     g.m = outs.size();
     g.a = {ds(l, t, i) + outs.begin, 1, ld_ds_[l]};

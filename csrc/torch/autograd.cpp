@@ -145,7 +145,7 @@ class MlpBackward : public Node {
       const bool as_input = l + 1 < depth && needs.weights[l + 1];
       const bool as_saved = l >= lowest && chain_[l].saved() == Saved::Output;
       if (as_input || as_saved) kept.x[l] = l + 1 < depth ? outputs_[l].unpack() : outputs_[l].unpack(getptr());
-      if (l >= lowest && chain_[l].saved() == Saved::Summation) kept.s[l] = summations_[l].unpack();
+      if ((as_input || l >= lowest) && chain_[l].saved() == Saved::Summation) kept.s[l] = summations_[l].unpack();
     }
     const Tensor x = needs.weights[0] ? x_.unpack() : Tensor();
     const c10::DispatchKeySet keys = dy.key_set() | keys_of(x) | keys_of(weights) | keys_of(kept.x) | keys_of(kept.s);

@@ -117,7 +117,10 @@ Tensors backward(const Tensor& dy, const Tensor& x, const Tensors& weights, cons
                           : chain[l].saved() == Saved::Output  ? kept.x[l]
                                                                : dx;
     const Tensor ds = differentiate(dx, rows_of(saved), chain[l]);
-    if (needs.weights[l]) gradients[1 + l] = ds.t().matmul(rows_of(l ? kept.x[l - 1] : x));
+    if (needs.weights[l]) {
+      const Tensor in = l == 0 ? x : kept.x[l - 1].defined() ? kept.x[l - 1] : activation(kept.s[l - 1], chain[l - 1]);
+      gradients[1 + l] = ds.t().matmul(rows_of(in));
+    }
     if (needs.biases[l]) gradients[1 + depth + l] = ds.sum(0);
     if (l > lowest || (l == 0 && needs.x)) dx = ds.matmul(weights[l]);
   }

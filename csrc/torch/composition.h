@@ -9,9 +9,14 @@ namespace pyperc::composition {
 Tensor activation(const Tensor& s, const LayerActivation& layer);
 
 // What backward reads: x(1) ... x(L), the last being the network's output, and s(l), undefined unless Saved::Summation.
+// Of a hidden layer with s(l), x(l) need not be kept: it is made again from s(l), so that such a layer, like any other,
+// costs one buffer.
 struct Kept {
   Tensors x, s;
 };
+inline bool keeps_output(const Chain& chain, size_t l) {
+  return l + 1 == chain.size() || chain[l].saved() != Saved::Summation;
+}
 
 Kept forward(const Tensor& x, const Network& network);
 

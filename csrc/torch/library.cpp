@@ -44,20 +44,21 @@ struct Arguments {
   }
 };
 
-// What mlp_forward returns and mlp_backward takes: x(1) ... x(L), then s(l) of the layers whose f' reads it.
-Tensors pack(const Kept& kept) {
-  Tensors list = kept.x;
-  for (const Tensor& s : kept.s) {
-    if (s.defined()) list.push_back(s);
+// What mlp_forward returns and mlp_backward takes: layer by layer x(l), or s(l) where f' reads that; the output last.
+Tensors pack(const Kept& kept, const Chain& chain) {
+  Tensors list;
+  for (size_t l = 0; l < chain.size(); ++l) {
+    if (chain[l].saved() == Saved::Summation) list.push_back(kept.s[l]);
+    if (composition::keeps_output(chain, l)) list.push_back(kept.x[l]);
   }
   return list;
 }
 Kept unpack(at::TensorList list, const Chain& chain) {
   Kept kept{Tensors(chain.size()), Tensors(chain.size())};
-  size_t next = chain.size();
+  size_t next = 0;
   for (size_t l = 0; l < chain.size(); ++l) {
-    kept.x[l] = list[l];
     if (chain[l].saved() == Saved::Summation) kept.s[l] = list[next++];
+    if (composition::keeps_output(chain, l)) kept.x[l] = list[next++];
   }
   return kept;
 }
@@ -115,7 +116,7 @@ Tensors forward_cpu(const Tensor& x, at::TensorList weights, const Biases& biase
       if (t.defined()) t = t.contiguous();
     }
   }
-  return pack(kept);
+  return pack(kept, arguments.chain);
 }
 
 template <class F>
@@ -134,7 +135,7 @@ Tensors forward_composed(const Tensor& x, at::TensorList weights, const Biases& 
                          c10::ArrayRef<double> parameters) {
   const Arguments arguments(weights, biases, activations, parameters);
   check(x, arguments.network());
-  return pack(composition::forward(x, arguments.network()));
+  return pack(composition::forward(x, arguments.network()), arguments.chain);
 }
 
 // What fits the kernels' reading of raw memory.
@@ -161,20 +162,17 @@ void check_backward(const Tensor& dy, const Tensor& x, at::TensorList weights, a
   };
   check_one(dy, "dy");
   check_shape(dy, false, weights.back().sym_size(0), "dy");
-  size_t summations = 0;
-  for (size_t l = 0; l < depth; ++l) summations += chain[l].saved() == Saved::Summation;
-  TORCH_CHECK_VALUE(saved.size() == depth + summations, "mlp_backward: saved must hold the ", depth + summations,
-                    " tensors that mlp_forward returns, got ", saved.size());
-  size_t next = 0;
-  for (size_t l = 0; l < depth; ++l, ++next) {
-    check_one(saved[next], "saved[", next, "]");
-    check_shape(saved[next], l + 1 < depth, weights[l].sym_size(0), "saved[", next, "]");
-  }
+  // Layer by layer: rows of the batch, and the output in the shape of x.
+  std::vector<std::pair<size_t, bool>> expected;
   for (size_t l = 0; l < depth; ++l) {
-    if (chain[l].saved() != Saved::Summation) continue;
-    check_one(saved[next], "saved[", next, "]");
-    check_shape(saved[next], true, weights[l].sym_size(0), "saved[", next, "]");
-    ++next;
+    if (chain[l].saved() == Saved::Summation) expected.emplace_back(l, true);
+    if (composition::keeps_output(chain, l)) expected.emplace_back(l, l + 1 < depth);
+  }
+  TORCH_CHECK_VALUE(saved.size() == expected.size(), "mlp_backward: saved must hold the ", expected.size(),
+                    " tensors that mlp_forward returns, got ", saved.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    check_one(saved[i], "saved[", i, "]");
+    check_shape(saved[i], expected[i].second, weights[expected[i].first].sym_size(0), "saved[", i, "]");
   }
   needs_of(needs, depth);
 }
@@ -253,7 +251,7 @@ Tensors forward_meta(const Tensor& x, at::TensorList weights, const Biases& bias
     kept.x[l] = l + 1 == depth ? with_last(x, out) : rows(x, out);
     if (arguments.chain[l].saved() == Saved::Summation) kept.s[l] = rows(x, out);
   }
-  return pack(kept);
+  return pack(kept, arguments.chain);
 }
 
 Tensors backward_meta(const Tensor& dy, const Tensor& x, at::TensorList weights, at::TensorList saved,
@@ -300,8 +298,8 @@ Tensors mlp_backward(const Tensor& dy, const Tensor& x, const Tensors& weights, 
   flags.push_back(needs.x);
   for (const bool need : needs.weights) flags.push_back(need);
   for (const bool need : needs.biases) flags.push_back(need);
-  const Tensors list =
-      backward_operator().call(dy, x, weights, pack(kept), Arguments::names(chain), chain.flat_parameters(), flags);
+  const Tensors list = backward_operator().call(dy, x, weights, pack(kept, chain), Arguments::names(chain),
+                                                chain.flat_parameters(), flags);
   Tensors gradients(1 + 2 * depth);
   size_t next = 0;
   for (size_t i = 0; i < gradients.size(); ++i) {

@@ -193,7 +193,7 @@ Tensor forward(const Tensor& x, const Network& network, Kept* kept) {
   if (kept) {
     for (size_t l = 0; l < depth; ++l) {
       const int64_t out = network.weights[l].size(0);
-      if (l + 1 < depth) outputs[l] = empty_rows(batch, out, dtype);
+      if (l + 1 < depth && composition::keeps_output(network.chain, l)) outputs[l] = empty_rows(batch, out, dtype);
       if (network.chain[l].saved() == Saved::Summation) s[l] = empty_rows(batch, out, dtype);
     }
   }
