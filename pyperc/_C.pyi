@@ -71,4 +71,10 @@ def tile(isa: str, dtype: torch.dtype) -> tuple[int, int]:
 def probe(seconds: float = ...) -> float:
     """Peak of fused multiply-adds on torch's threads, GF/s in float32."""
 
+def thresholds() -> dict[str, int]:
+    """The plan's thresholds, by the names of csrc/cpu/plan.h."""
+
+def set_thresholds(values: dict[str, int]) -> None:
+    """For tests, which force a path with them, and for tuning; not while a network is running."""
+
 def build() -> dict[str, Any]: ...

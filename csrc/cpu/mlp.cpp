@@ -80,9 +80,7 @@ struct Operand {
   }
   Operand(const Tile& tile, Matrix<const T> matrix, int64_t m, int64_t depth, int64_t columns, Arena& arena)
       : b(matrix), k(depth), n(columns) {
-    // A pass over b to pack it pays only where it is read for more than a few rows.
-    constexpr int64_t FEW_ROWS = 8;
-    if (b.cs == 1 && (m <= FEW_ROWS || in_place(b.rs * static_cast<int64_t>(sizeof(T))))) return;
+    if (reads_in_place(m, b)) return;
     panel = tile.vectors(m) * tile.width;
     packed = arena.template take<T>((n + panel - 1) / panel * panel * k);
   }
@@ -124,7 +122,7 @@ class ForwardRun {
     const int64_t inputs = pass.layers[0].spec.in;
     const int64_t stride = pass.x.rs * static_cast<int64_t>(sizeof(T));
     const bool unit = pass.x.cs == 1 || (pass.x.rs == 1 && !dots(0));
-    const bool collides = pass.x.cs == 1 && stride % 4096 == 0 && plan.chunk > kernels.dot_rows;
+    const bool collides = pass.x.cs == 1 && stride % 4096 == 0 && !dots(0);
     const int64_t buffers = plan.split == Split::Rows ? plan.threads : 1;
     if (!unit || collides) {
       ld_input_ = padded(inputs, sizeof(T));
@@ -170,7 +168,7 @@ class ForwardRun {
   }
 
  private:
-  bool dots(int l) const { return plan_.chunk <= kernels_.dot_rows && pass_.layers[l].w.cs == 1; }
+  bool dots(int l) const { return reads_rows(kernels_, plan_, pass_.layers[l].w); }
   int64_t unit(int l) const { return dots(l) ? 1 : weights_[l].unit(kernels_.tile); }
 
   // Rows [i, i + m) of the network's input, copied where its strides do not suit the kernels.
@@ -497,6 +495,16 @@ class BackwardRun {
 }  // namespace
 
 template <class T>
+bool reads_rows(const Kernels<T>& kernels, const Plan& plan, Matrix<const T> w) {
+  return plan.chunk <= std::min<int64_t>(kernels.dot_rows, thresholds().dot_rows) && w.cs == 1;
+}
+
+template <class T>
+bool reads_in_place(int64_t m, Matrix<const T> b) {
+  return b.cs == 1 && (m <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
+}
+
+template <class T>
 size_t forward_workspace(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass) {
   return ForwardRun<T>(kernels, plan, pass, nullptr).used();
 }
@@ -527,6 +535,8 @@ void backward(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pa
 }
 
 #define PYPERC_INSTANTIATE(T)                                                                          \
+  template bool reads_rows<T>(const Kernels<T>&, const Plan&, Matrix<const T>);                        \
+  template bool reads_in_place<T>(int64_t, Matrix<const T>);                                           \
   template size_t forward_workspace<T>(const Kernels<T>&, const Plan&, const Forward<T>&);             \
   template size_t backward_workspace<T>(const Kernels<T>&, const Plan&, const Backward<T>&);           \
   template void forward<T>(const Kernels<T>&, const Plan&, const Forward<T>&, const Parallel&, void*); \

@@ -6,6 +6,14 @@
 
 namespace pyperc {
 
+// Whether a layer's forward product reads w along its rows, one sum for each lane, rather than a packed transpose.
+template <class T>
+bool reads_rows(const Kernels<T>& kernels, const Plan& plan, Matrix<const T> w);
+
+// Whether b [k, n], the right-hand side of a product with m rows, is read in place rather than packed.
+template <class T>
+bool reads_in_place(int64_t m, Matrix<const T> b);
+
 // Bytes of workspace that a pass needs; 64-byte aligned memory is expected.
 template <class T>
 size_t forward_workspace(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass);

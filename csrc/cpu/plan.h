@@ -28,6 +28,39 @@ struct Plan {
 
 enum class Pass { Forward, Backward };
 
+// The table of thresholds: name, value, reason or measurement (Zen 5, two cores, float32).
+//
+// parallel_flops     work per thread below which another thread is not woken: a parallel region costs 1.5 us.
+// rows_per_thread    fewer leave the microkernel waiting for its own sums, so that columns are shared out instead.
+// gradient_rows      rows per thread from which each thread sums a dw of its own; fewer do not pay for adding them up.
+// chunk_bytes        activations of a chunk of rows: half of a second-level cache of 1 MB; the rest is passing weights.
+// least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
+// most_chunk         rows: more only lengthen the way from one layer to the next.
+// wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
+// in_place_bytes     rows further apart touch a page each; packed, they do not.
+// dot_rows           up to so many rows the weight is read along its rows, without packing: 1.3 us against 1.8 at 4.
+// few_rows           up to so many rows a pass over the other operand to pack it does not pay.
+#define PYPERC_THRESHOLDS(X)  \
+  X(parallel_flops, 400000)   \
+  X(rows_per_thread, 6)       \
+  X(gradient_rows, 128)       \
+  X(chunk_bytes, 512 * 1024)  \
+  X(least_chunk, 224)         \
+  X(most_chunk, 384)          \
+  X(wide_bytes, 3 * 1024)     \
+  X(in_place_bytes, 3 * 1024) \
+  X(dot_rows, 4)              \
+  X(few_rows, 8)
+
+struct Thresholds {
+#define X(name, value) int64_t name = value;
+  PYPERC_THRESHOLDS(X)
+#undef X
+};
+
+// Those in force. Tests change them to force a path, tuning to measure one; not while a pass is running.
+Thresholds& thresholds();
+
 // `in` and `out` of the layers are given by sizes[0 ... depth].
 Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const int64_t* sizes, int depth,
                int threads);

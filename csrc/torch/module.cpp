@@ -5,6 +5,7 @@
 #include <torch/version.h>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/plan.h"
 #include "autograd.h"
 #include "native.h"
 #include "run.h"
@@ -84,7 +85,7 @@ py::dict plan(py::handle x, const py::sequence& weights, const py::sequence& bia
       layer["in"] = l.in;
       layer["out"] = l.out;
       layer["activation"] = l.activation;
-      layer["saved"] = l.saved;
+      layer["saved"] = name_of(l.saved);
       layer["kernel"] = l.kernel;
       layer["tile"] = l.tile;
       layer["blocking"] = l.blocking;
@@ -112,6 +113,31 @@ std::pair<int, int> tile(const std::string& name, py::object dtype) {
     }
   }
   TORCH_CHECK_VALUE(false, "tile: isa must be one of ", c10::Join(", ", names(isas_built())), ", got '", name, "'");
+}
+
+py::dict table_of_thresholds() {
+  py::dict table;
+#define X(name, value) table[#name] = thresholds().name;
+  PYPERC_THRESHOLDS(X)
+#undef X
+  return table;
+}
+
+void set_thresholds(const py::dict& values) {
+  Thresholds table = thresholds();
+  for (const auto& [key, value] : values) {
+    const auto name = key.cast<std::string>();
+    bool known = false;
+#define X(field, unused)                 \
+  if (name == #field) {                  \
+    table.field = value.cast<int64_t>(); \
+    known = true;                        \
+  }
+    PYPERC_THRESHOLDS(X)
+#undef X
+    TORCH_CHECK_VALUE(known, "set_thresholds: '", name, "' must be one of those that thresholds() lists");
+  }
+  thresholds() = table;
 }
 
 py::dict build() {
@@ -207,6 +233,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_isa", &use_isa, py::arg("name"));
   m.def("tile", &tile, py::arg("isa"), py::arg("dtype"));
   m.def("probe", &native::probe, py::arg("seconds") = 0.01, py::call_guard<py::gil_scoped_release>());
+  m.def("thresholds", &table_of_thresholds);
+  m.def("set_thresholds", &set_thresholds, py::arg("values"));
   m.def("build", &build);
 }
 

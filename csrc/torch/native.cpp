@@ -256,39 +256,44 @@ double flops(const Tensor& x, const Tensors& weights) {
   return sum * static_cast<double>(batch_of(x.sizes()));
 }
 
-NetworkPlan plan(const Tensor& x, const Network& network) {
-  NetworkPlan report{isa().name, 1, {}};
+template <class T>
+NetworkPlan plan_of(const Tensor& x, const Network& network) {
+  const Kernels<T>& kernels = isa().kernels<T>();
   const int64_t batch = batch_of(x.sizes());
   const std::vector<int64_t> sizes = sizes_of(network.weights);
-  const size_t element = x.element_size();
-  const Tile tile = x.scalar_type() == at::kFloat ? isa().f32.tile : isa().f64.tile;
-  const int64_t kc = x.scalar_type() == at::kFloat ? isa().f32.kc : isa().f64.kc;
-  const int dot_rows = isa().f32.dot_rows;
-  const Plan plan = make_plan(Pass::Forward, tile, element, batch, sizes.data(), static_cast<int>(network.depth()),
-                              torch_threads().threads);
-  report.threads = plan.threads;
+  const Plan plan = make_plan(Pass::Forward, kernels.tile, sizeof(T), batch, sizes.data(),
+                              static_cast<int>(network.depth()), torch_threads().threads);
+  NetworkPlan report{isa().name, plan.threads, {}};
   for (size_t l = 0; l < network.depth(); ++l) {
-    const Tensor& w = network.weights[l];
+    const Matrix<const T> w = weight_of<T>(network.weights[l]);
     LayerPlan layer{};
-    layer.in = w.size(1);
-    layer.out = w.size(0);
+    layer.in = sizes[l];
+    layer.out = sizes[l + 1];
     layer.activation = network.chain[l].info().name;
-    layer.saved = network.chain[l].saved() == Saved::Summation ? "summation"
-                  : network.chain[l].saved() == Saved::Output  ? "output"
-                                                               : "nothing";
-    const bool unit = w.stride(1) == 1 || w.size(1) == 1;
-    const bool dots = plan.chunk <= dot_rows && unit;
-    const int vectors = tile.vectors(plan.chunk);
-    layer.kernel = dots ? "dot" : "gemm";
-    layer.tile = dots ? std::to_string(plan.chunk) + "x" + std::to_string(tile.width)
-                      : std::to_string(tile.rows(vectors)) + "x" + std::to_string(vectors * tile.width);
-    layer.blocking = "rows " + std::to_string(plan.chunk) + ", k " + std::to_string(std::min(layer.in, kc)) +
-                     (plan.split == Split::Rows ? ", threads share rows" : ", threads share columns");
-    layer.pack = dots || (!unit && w.stride(0) == 1) ? "weight read in place" : "weight transposed into panels";
+    layer.saved = network.chain[l].saved();
+    if (reads_rows(kernels, plan, w)) {
+      layer.kernel = "dot";
+      layer.tile = std::to_string(plan.chunk) + "x" + std::to_string(kernels.tile.width);
+      layer.pack = "weight read along its rows";
+    } else {
+      const int vectors = kernels.tile.vectors(plan.chunk);
+      layer.kernel = "gemm";
+      layer.tile = std::to_string(kernels.tile.rows(vectors)) + "x" + std::to_string(vectors * kernels.tile.width);
+      layer.pack = reads_in_place<T>(plan.chunk, {w.data, w.cs, w.rs}) ? "weight read in place"
+                                                                       : "weight transposed into panels";
+    }
+    layer.blocking = "rows " + std::to_string(plan.chunk) + ", k " + std::to_string(std::min(layer.in, kernels.kc));
+    if (plan.threads > 1) {
+      layer.blocking += plan.split == Split::Rows ? ", threads share rows" : ", threads share columns";
+    }
     layer.flops = 2 * batch * layer.in * layer.out;
     report.layers.push_back(layer);
   }
   return report;
+}
+
+NetworkPlan plan(const Tensor& x, const Network& network) {
+  return x.scalar_type() == at::kFloat ? plan_of<float>(x, network) : plan_of<double>(x, network);
 }
 
 double probe(double seconds) {

@@ -24,7 +24,9 @@ double flops(const Tensor& x, const Tensors& weights);
 
 struct LayerPlan {
   int64_t in, out;
-  std::string activation, saved, kernel, tile, blocking, pack;
+  std::string activation;
+  Saved saved;
+  std::string kernel, tile, blocking, pack;
   int64_t flops;
 };
 struct NetworkPlan {

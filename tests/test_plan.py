@@ -1,0 +1,162 @@
+"""Each path through the kernels, forced by the plan's thresholds, not hoped for from a shape; and the threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Optional
+
+import pytest
+import torch
+from reference import check, draw, named
+from torch.utils.data import DataLoader, Dataset
+
+import pyperc
+from pyperc import _C
+
+FAR = 1 << 40
+# What each path is called, and the thresholds under which nothing else is taken.
+PATHS = {
+    "one thread": {"parallel_flops": FAR},
+    "threads share rows, dw summed by rows": {"parallel_flops": 1, "gradient_rows": 0, "wide_bytes": FAR},
+    "threads share rows, dw by tiles": {"parallel_flops": 1, "gradient_rows": FAR, "wide_bytes": FAR},
+    "threads share rows, by layers": {"parallel_flops": 1, "wide_bytes": 0},
+    "threads share columns": {"parallel_flops": 1, "rows_per_thread": FAR},
+    "everything packed": {"in_place_bytes": -1, "few_rows": -1, "dot_rows": -1},
+    "nothing packed that can be read": {"in_place_bytes": FAR, "few_rows": FAR},
+    "chunks of one tile": {"least_chunk": 1, "most_chunk": 1, "chunk_bytes": 1},
+    "chunks of one tile on threads": {"least_chunk": 1, "most_chunk": 1, "chunk_bytes": 1, "parallel_flops": 1},
+}
+SHAPES = [([20, 33, 7], 3), ([20, 33, 40, 7], 70), ([64, 5, 90], 33), ([129, 40], 21)]
+
+
+@pytest.fixture(autouse=True)
+def thresholds() -> Iterator[None]:
+    before = _C.thresholds()
+    yield
+    _C.set_thresholds(before)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_by_value(isa: str, dtype: torch.dtype, path: str) -> None:
+    _C.set_thresholds(PATHS[path])
+    for threads in (2, 3) if "threads" in path else (1,):
+        torch.set_num_threads(threads)
+        for (sizes, batch), activation in zip(SHAPES, ("tanh", "gelu", "relu", "silu"), strict=True):
+            check(draw(sizes, batch, named(activation), dtype))
+
+
+def test_wide_networks_take_blocks_of_every_dimension(isa: str) -> None:
+    """More than one block of rows, of k and of columns, and ds^T packed tile by tile."""
+    torch.set_num_threads(2)
+    for path in ("threads share rows, by layers", "threads share rows, dw summed by rows"):
+        _C.set_thresholds(PATHS[path])
+        check(draw([530, 1024, 260], 600, named("relu"), torch.float32))
+
+
+def test_the_number_of_threads_is_torchs() -> None:
+    model = pyperc.MLP([256, 256, 256])
+    x = torch.randn(512, 256)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert {layer.threads for layer in pyperc.explain(model, x).layers if layer.run is not None} == {threads}
+    torch.set_num_threads(2)
+    assert {layer.threads for layer in pyperc.explain(model, x[:1]).layers if layer.run is not None} == {1}
+
+
+def test_unknown_thresholds_are_refused() -> None:
+    with pytest.raises(ValueError, match="'speed' must be one of"):
+        _C.set_thresholds({"speed": 1})
+
+
+class Encoded(Dataset[torch.Tensor]):
+    """Samples that a network makes in the worker."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.x = torch.randn(64, 128)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        x = self.x[index * 16 : (index + 1) * 16].requires_grad_()
+        self.model(x).sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_the_workers_of_a_data_loader_after_fork() -> None:
+    torch.set_num_threads(2)
+    data = Encoded(pyperc.MLP([128, 256, 10], activation="tanh"))
+    want = torch.stack([data[i] for i in range(4)])  # the parent's threads have run by now
+    loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=60)
+    got = torch.cat(list(loader))
+    torch.testing.assert_close(got, want)
+
+
+def test_many_python_threads_at_once_with_threads_of_their_own() -> None:
+    torch.set_num_threads(2)
+    model = pyperc.MLP([64, 300, 300, 10], activation="gelu")
+    x = torch.randn(300, 64)
+
+    def gradients() -> list[torch.Tensor]:
+        return list(torch.autograd.grad(model(x).square().sum(), list(model.parameters())))
+
+    want = gradients()
+    wrong: list[str] = []
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        for _ in range(10):
+            if not all(torch.equal(a, b) for a, b in zip(gradients(), want, strict=True)):
+                wrong.append(threading.current_thread().name)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert not any(worker.is_alive() for worker in workers)
+    assert not wrong
+
+
+def test_other_python_threads_run_meanwhile() -> None:
+    """The interpreter's lock is not held while the kernels run."""
+    torch.set_num_threads(1)
+    model = pyperc.MLP([1024] * 4)
+    x = torch.randn(1024, 1024)
+    counted, done = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal counted
+        while not done.wait(0.001):
+            counted += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    with torch.no_grad():
+        for _ in range(5):
+            model(x)
+    done.set()
+    counter.join()
+    assert counted >= 5
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_inside_the_inter_op_pool() -> None:
+    @torch.jit.script
+    def network(x: torch.Tensor, w: list[torch.Tensor]) -> torch.Tensor:
+        biases = torch.jit.annotate(list[Optional[torch.Tensor]], [None, None])  # noqa: UP045
+        return torch.ops.pyperc.mlp(x, w, biases, ["tanh", "identity"], torch.jit.annotate(list[float], []))
+
+    @torch.jit.script
+    def both(x: torch.Tensor, w: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        first = torch.jit.fork(network, x, w)
+        second = network(x, w)
+        return torch.jit.wait(first), second
+
+    torch.set_num_threads(2)
+    one, other = both(torch.randn(200, 128), [torch.randn(256, 128), torch.randn(10, 256)])
+    assert torch.equal(one, other)
