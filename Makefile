@@ -28,7 +28,7 @@ help:
 	@printf '%s\n' \
 	  'make demo    train on handwritten digits, beside plain torch' \
 	  'make test    the tests and the documentation examples' \
-	  'make bench   measure against plain torch and write the README table' \
+	  'make bench   measure against plain torch (12 minutes) and write the README tables' \
 	  'make lint    ruff, mypy --strict, clang-format' \
 	  'make format  let ruff and clang-format rewrite the sources' \
 	  'make build   compile the kernels only' \
@@ -41,8 +41,8 @@ test: build $(VENV)/.extra-test
 	$(python) -m pytest $(PYTEST_ARGS)
 
 bench: build $(VENV)/.extra-bench
-	$(python) -m pytest $(wildcard bench/bench_*.py) --benchmark-json=build/benchmark.json
-	$(python) bench/report.py build/benchmark.json --plot build/benchmark.png
+	$(python) -m pyperc bench --full --json bench/results/cpu.json --plot bench/results
+	$(python) bench/report.py bench/results/cpu.json
 
 python_sources := pyperc $(wildcard tests bench tools) setup.py
 native_sources = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')

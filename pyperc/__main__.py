@@ -1,4 +1,4 @@
-"""The command line: `python -m pyperc info` and `python -m pyperc train`."""
+"""The command line: `python -m pyperc info`, `train` and `bench`."""
 
 import argparse
 import copy
@@ -16,7 +16,9 @@ from torch import nn
 
 import pyperc
 from pyperc import _C, _tables, datasets
-from pyperc.compare import Timing, agreement, quartiles, time_batch
+from pyperc.bench import command as bench
+from pyperc.bench.measure import quartiles
+from pyperc.compare import Timing, agreement, time_batch
 from pyperc.info import info, text
 from pyperc.train import Epoch, Trainer
 
@@ -63,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print the figures for a program; all else goes to stderr")
     add("--no-progress", action="store_true", help="show no progress bar")
     learn.set_defaults(run=_train, error=learn.error)
+
+    bench.add_arguments(commands.add_parser("bench", help="measure against plain torch and against the processor"))
     return parser
 
 

@@ -1,7 +1,5 @@
 """Two networks side by side: whether their training agrees, and the ratio of their times."""
 
-import gc
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,29 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyperc.bench.measure import Block, Pace, Quartiles, interleaved
 from pyperc.train import Epoch
 
-__all__ = ["Agreement", "Quartiles", "Timing", "agreement", "quartiles", "time_batch"]
-
-
-class Quartiles(NamedTuple):
-    """The middle half of some measurements."""
-
-    lower: float
-    median: float
-    upper: float
-
-
-def quartiles(values: Sequence[float]) -> Quartiles:
-    """The quartiles of at least one value.
-
-    Example:
-        >>> quartiles([4.0, 1.0, 2.0, 3.0, 5.0])
-        Quartiles(lower=2.0, median=3.0, upper=4.0)
-    """
-    if len(values) == 1:
-        return Quartiles(values[0], values[0], values[0])
-    return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
+__all__ = ["Agreement", "Timing", "agreement", "stepper", "time_batch"]
 
 
 class Agreement(NamedTuple):
@@ -77,17 +56,13 @@ def agreement(
     return Agreement(max(losses), max(relative), losses[0], weight, weight / largest if weight else 0.0, same)
 
 
-BLOCK = 0.005
-"""Seconds that a block lasts: long against the clock's grain, short against a change in the machine's pace."""
-
-
 class Timing(NamedTuple):
     """Seconds for one batch, and how many times as long the other network took."""
 
     ours: float
     theirs: float
     ratio: Quartiles
-    """theirs / ours, block by block: above 1 where ours is faster"""
+    """theirs / ours, round by round: above 1 where ours is faster"""
 
 
 def time_batch(
@@ -95,69 +70,46 @@ def time_batch(
 ) -> dict[str, Timing]:
     """Times forward, backward and the gradient step of two networks on the same batch, in turns.
 
-    Short blocks of each alternate (A B B A), so that a change in the machine's pace meets both; the figures are medians
-    over the blocks. The networks are trained in place, with a step so small that the numbers stay what they were.
+    The networks are trained in place, with a step so small that the numbers stay what they were.
 
     Args:
         x: the input, [batch, features].
         dy: the gradient with respect to the output, [batch, classes].
-        seconds: of measuring, about; at least 16 pairs of blocks are taken.
+        seconds: of measuring, about; more where something else takes the processor.
         warm_up: seconds before.
 
     Returns:
         The timings of `forward`, `backward`, `step` and `total`, their sum.
     """
-    pair = [_Stepper(network, x, dy) for network in (ours, theirs)]
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        rounds, start = 0, time.perf_counter()
-        while rounds == 0 or time.perf_counter() < start + warm_up:
-            for stepper in pair:
-                stepper.block(1)
-            rounds += 1
-        one_block = (time.perf_counter() - start) / (2 * rounds)
-        repeats = max(1, round(BLOCK / one_block))
-        blocks: list[tuple[list[float], list[float]]] = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(blocks) < 16:
-            if len(blocks) % 2:
-                second, first = pair[1].block(repeats), pair[0].block(repeats)
-            else:
-                first, second = pair[0].block(repeats), pair[1].block(repeats)
-            blocks.append((first, second))
-    finally:
-        if collecting:
-            gc.enable()
-    timings = {}
-    for index, name in enumerate(("forward", "backward", "step", "total")):
-        a, b = ([block[side][index] for block in blocks] for side in (0, 1))
-        ratio = quartiles([theirs_ / ours_ for ours_, theirs_ in zip(a, b, strict=True)])
-        timings[name] = Timing(statistics.median(a), statistics.median(b), ratio)
-    return timings
+    pace = Pace(seconds / 2, warm_up, block=0.005, probe=0.001, fewest=8)
+    measured = interleaved({"ours": stepper(ours, x, dy), "theirs": stepper(theirs, x, dy)}, pace)
+    a, b = measured.samples["ours"], measured.samples["theirs"]
+    timings = {
+        name: Timing(a.part(part), b.part(part), measured.ratios("theirs", "ours", part))
+        for part, name in enumerate(("forward", "backward", "step"))
+    }
+    return {**timings, "total": Timing(a.median, b.median, measured.ratios("theirs", "ours"))}
 
 
-class _Stepper:
-    """One network that can be driven block by block."""
+def stepper(network: nn.Module, x: Tensor, dy: Tensor) -> Block:
+    """Blocks of training steps on one batch, whose parts are forward, backward and the step."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-9)
+    clock = time.perf_counter
 
-    def __init__(self, network: nn.Module, x: Tensor, dy: Tensor) -> None:
-        self.network, self.x, self.dy = network, x, dy
-        self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-9)
-
-    def block(self, repeats: int) -> list[float]:
-        """Seconds per batch of forward, backward, step and their sum, over some repeats."""
-        clock = time.perf_counter
+    def block(repeats: int) -> tuple[float, float, float]:
         forward = backward = step = 0.0
         for _ in range(repeats):
-            self.optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             start = clock()
-            y = self.network(self.x)
+            y = network(x)
             after_forward = clock()
-            torch.autograd.backward(y, self.dy)
+            torch.autograd.backward(y, dy)
             after_backward = clock()
-            self.optimizer.step()
+            optimizer.step()
             end = clock()
             forward += after_forward - start
             backward += after_backward - after_forward
             step += end - after_backward
-        return [part / repeats for part in (forward, backward, step, forward + backward + step)]
+        return forward, backward, step
+
+    return block

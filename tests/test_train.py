@@ -10,7 +10,8 @@ from torch import nn
 
 import pyperc
 from pyperc import _plot, _tables
-from pyperc.compare import Agreement, Quartiles, Timing, agreement, quartiles, time_batch
+from pyperc.bench.measure import Quartiles, quartiles
+from pyperc.compare import Agreement, Timing, agreement, time_batch
 from pyperc.datasets import Dataset, digits
 from pyperc.train import Epoch, Trainer, error_rate, train
 

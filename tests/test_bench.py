@@ -1,0 +1,273 @@
+"""The benchmark: its measuring, its figures of cost, the command line with the smallest of budgets, and the report."""
+
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyperc import _C
+from pyperc.__main__ import main
+from pyperc.bench import measure, tune
+from pyperc.bench.cases import Network
+from pyperc.bench.measure import Pace, calls, interleaved
+from pyperc.bench.tables import backward, blas, gemm, grid
+
+ROOT = Path(__file__).resolve().parent.parent
+BRIEF = Pace(0.01, warm_up=0.005, block=0.002, probe=0.0005, fewest=3)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """What one run of the command line printed, and what it wrote."""
+    folder = tmp_path_factory.mktemp("bench")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = main(["bench", "--smoke", "--json", str(folder / "bench.json"), "--plot", str(folder / "figures")])
+    torch.set_num_threads(threads)
+    assert status == 0
+    return printed.getvalue(), json.loads((folder / "bench.json").read_text()), folder
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_slower_contender_has_the_larger_ratio():
+    contenders = {"pyperc": calls(lambda: time.sleep(0.001)), "eager": calls(lambda: time.sleep(0.004))}
+    measured = interleaved(contenders, BRIEF)
+    assert measured.ratios("eager", "pyperc").median > 2
+    assert measured.samples["eager"].median > measured.samples["pyperc"].median >= 0.001
+    assert measured.samples["pyperc"].share(1e6) > 0
+    assert len(measured.samples["eager"].parts) >= 3
+
+
+def test_blocks_beside_a_low_probe_are_dropped(monkeypatch):
+    probes = iter([100.0] * 6 + [10.0] + [100.0] * 10000)
+    monkeypatch.setattr(_C, "probe", lambda seconds: next(probes))
+    monkeypatch.setattr(measure, "_best", {})
+    measured = interleaved({name: calls(lambda: None) for name in ("a", "b")}, BRIEF)
+    assert sum(samples.dropped for samples in measured.samples.values()) == 2
+    assert not measured.disturbed
+    assert measured.probe == 100
+
+
+def test_a_measurement_that_is_disturbed_throughout_says_so(monkeypatch):
+    monkeypatch.setattr(_C, "probe", lambda seconds: 10.0)
+    monkeypatch.setattr(measure, "_best", {(_C.isa(), torch.get_num_threads()): 100.0})
+    measured = interleaved({name: calls(lambda: None) for name in ("a", "b")}, BRIEF)
+    assert measured.disturbed
+    assert measured.ratios("a", "b").median > 0
+    assert measured.samples["a"].dropped == 0
+
+
+def test_the_parts_of_a_call_are_told_apart():
+    def block(repeats):
+        return 3.0 * repeats, 6.0 * repeats
+
+    measured = interleaved({"pyperc": block}, BRIEF)
+    assert measured.samples["pyperc"].part(1) == 6
+    assert measured.samples["pyperc"].median == 9
+    assert measured.parts_ratio("pyperc", over=1, under=0).median == 2
+
+
+@pytest.mark.parametrize("dx", [True, False], ids=["with dx of the input", "without dx of the input"])
+@pytest.mark.parametrize("sizes", [(7, 5), (7, 5, 3), (4,) * 9], ids=str)
+def test_counted_operations_are_those_of_the_formula(sizes, dx):
+    network = Network(6, sizes)
+    x, dy = network.data()
+    first = 2 * 6 * sizes[0] * sizes[1]
+    assert network.backward_flops(dx) == 2 * network.forward_flops - (0 if dx else first)
+    assert network.forward_flops == sum(2 * 6 * k * n for k, n in itertools.pairwise(sizes))
+    for model in network.models().values():
+        assert backward.counted(model, x, dy, dx) == {
+            "forward": network.forward_flops,
+            "backward": network.backward_flops(dx),
+        }
+
+
+def test_contenders_compute_the_same():
+    network = Network(5, (4, 6, 3), "tanh")
+    x, dy = network.data()
+    ours, plain = network.models().values()
+    assert type(plain) is nn.Sequential
+    torch.testing.assert_close(ours(x), plain(x))
+    gradients = [torch.autograd.grad(model(x), list(model.parameters()), dy) for model in (ours, plain)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_threads_and_isa_are_put_back():
+    before = torch.get_num_threads(), _C.isa()
+    (record,) = gemm.product("gemm", 8, 8, 8, "dx", threads=2, isa="scalar").run(BRIEF)
+    assert (record["threads"], record["isa"]) == (2, "scalar")
+    assert (torch.get_num_threads(), _C.isa()) == before
+
+
+def test_the_grid_holds_every_activation_and_lists_the_slower_points(monkeypatch):
+    points = grid.points()
+    assert {network.activation for network, _ in points} >= {"relu", "gelu", "sign"}
+    assert {network.batch for network, _ in points} == set(grid.BATCHES)
+    assert {network.sizes[0] for network, _ in points} == set(grid.WIDTHS)
+    slow = {"pyperc": calls(lambda: time.sleep(0.002)), "eager": calls(lambda: None)}
+    monkeypatch.setattr(Network, "contenders", lambda self, work: slow)
+    record = grid.sweep([(Network(3, (4, 4), "relu", "relu"), "forward")], 10, BRIEF, BRIEF)
+    (table,) = grid.tables([record])
+    assert table.rows[0][0] == "3 x 4->4 relu"
+    assert table.rows[0][-1] == "at length"
+    assert "1 slower than eager" in table.notes[0]
+
+
+def test_the_command_prints_every_table_the_machine_and_the_noise(smoke):
+    printed = smoke[0]
+    for title in (
+        "Products of squares: share of the FMA peak",
+        "Linear and activation, no grad",
+        "Forward and backward (dx, dw, db)",
+        "Inference, no grad",
+        "Elementary functions",
+        "on 1 thread: share of that peak",
+        "Backward over forward",
+        "Small networks: where the time goes",
+        "Any shape",
+        "How the cost grows",
+        "Memory: peak",
+        "FMA peak",
+        "noise: ",
+        "blocks dropped",
+        f"torch {torch.__version__}",
+    ):
+        assert title in printed
+
+
+def test_the_saved_run_holds_every_case(smoke):
+    _, saved, _ = smoke
+    assert saved["schema"] == 1
+    assert saved["mode"] == "smoke"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*", saved["date"])
+    assert {"processor", "cores", "isa", "threads", "torch", "probe", "memory_bandwidth"} <= saved["machine"].keys()
+    assert {"blocks", "dropped", "spread", "disturbed"} == saved["noise"].keys()
+    tables = {record["table"] for record in saved["records"]}
+    assert tables == {"gemm", "linear", "mlp", "elementwise", "narrow", "backward", "grid", "growth", "memory"}
+    for record in saved["records"]:
+        assert {"table", "case", "work"} <= record.keys()
+        for contender in record.get("contenders", {}).values():
+            assert contender["seconds"] > 0
+            assert contender["blocks"] >= 1
+        for ratio in record.get("ratios", {}).values():
+            assert ratio["lower"] <= ratio["median"] <= ratio["upper"]
+
+
+def test_memory_counts_what_a_pass_cannot_do_without(smoke):
+    record = next(record for record in smoke[1]["records"] if record["table"] == "memory")
+    batch, (k, n) = record["batch"], record["sizes"]
+    least = 4 * (batch * n + n * k + n + batch * k)  # y, dw, db and dx
+    for peak in record["peak"].values():
+        assert peak["allocated"] >= least
+        assert 0 <= peak["kept"] < peak["allocated"]
+
+
+def test_the_figures_are_drawn(smoke):
+    printed, _, folder = smoke
+    for name in ("roofline", "ratio", "growth", "backward"):
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"{name}.png" in printed
+
+
+def test_the_report_rewrites_what_stands_between_the_markers(smoke, report, tmp_path):
+    _, saved, folder = smoke
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    for _ in range(2):
+        report.main([str(folder / "bench.json"), "--readme", str(readme)])
+        page = readme.read_text()
+        assert page.startswith("before\n<!-- bench:begin -->\n")
+        assert page.endswith("\n<!-- bench:end -->\nafter\n")
+        assert "old" not in page
+        assert page.count("**Forward and backward (dx, dw, db), batch x sizes**") == 1
+        assert saved["date"][:10] in page
+        assert saved["machine"]["processor"] in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+
+
+def test_the_report_refuses_what_it_cannot_use(smoke, report, tmp_path):
+    _, _, folder = smoke
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="must hold"):
+        report.main([str(folder / "bench.json"), "--readme", str(readme)])
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(SystemExit, match="must be what"):
+        report.main([str(tmp_path / "other.json"), "--readme", str(readme)])
+
+
+def test_the_report_reads_what_pytest_benchmark_saved(smoke, report, tmp_path):
+    saved = smoke[1]
+    record = next(record for record in saved["records"] if record["table"] == "mlp")
+    info = {"record": record, "machine": saved["machine"], "date": saved["date"]}
+    path = tmp_path / "benchmark.json"
+    path.write_text(json.dumps({"benchmarks": [{"extra_info": {**info, "contender": c}} for c in ("pyperc", "eager")]}))
+    assert report.read(path)["records"] == [record]
+    assert record["case"] in report.section(report.read(path))
+
+
+def test_only_the_tables_that_were_asked_for(capsys):
+    assert main(["bench", "--smoke", "--only", "elementwise"]) == 0
+    printed = capsys.readouterr().out
+    assert "Elementary functions" in printed
+    assert "Products" not in printed
+
+
+def test_tune_prints_its_table_beside_the_constants(capsys):
+    assert main(["bench", "--smoke", "--tune"]) == 0
+    printed = capsys.readouterr().out
+    assert "Thresholds of the plan" in printed
+    assert re.search(r"flops from which more threads pay +min_parallel_flops +[\d.e+]+ ", printed)
+
+
+def test_numpy_is_measured_in_a_process_of_its_own():
+    records = blas.measure([16], 0.002)
+    assert [record["work"] for record in records] == list(gemm.LAYOUTS)
+    assert blas.tables(records)[0].rows[0][0] == "16"
+
+
+def test_the_crossing_is_where_the_second_way_stays_ahead():
+    steps = [{"at": at, "ratio": ratio} for at, ratio in ((1, 1.2), (2, 0.9), (4, 1.1), (8, 1.5))]
+    assert tune.crossing(steps) == 4
+    assert tune.crossing(steps[:2]) is None
+    assert tune.crossing(steps[2:]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick", "--full"], "not allowed with argument"),
+        (["--json", "no/such/file.json"], "argument --json: must be a file in an existing folder"),
+        (["--only", "cooking"], "invalid choice: 'cooking'"),
+        (["--plot", __file__], "argument --plot: must be a folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments_are_named(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_quartiles_of_a_spread():
+    assert measure.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert not math.isnan(measure.Samples([(1.0,)], [1.0], [True]).spread)
