@@ -81,7 +81,7 @@ def time_batch(
     Returns:
         The timings of `forward`, `backward`, `step` and `total`, their sum.
     """
-    pace = Pace(seconds / 2, warm_up, block=0.005, probe=0.001, fewest=8)
+    pace = Pace(seconds / 2, warm_up, block=0.005, probe=0.001, fewest=8, patience=2.0)
     measured = interleaved({"ours": stepper(ours, x, dy), "theirs": stepper(theirs, x, dy)}, pace)
     a, b = measured.samples["ours"], measured.samples["theirs"]
     timings = {

@@ -244,6 +244,26 @@ def test_numpy_is_measured_in_a_process_of_its_own():
     assert blas.tables(records)[0].rows[0][0] == "16"
 
 
+def test_tune_forces_each_way_where_the_build_lets_it(monkeypatch, capsys):
+    known = dict.fromkeys(("min_parallel_flops", "min_rows_per_thread", "dot_rows", "few_rows"), 3.0)
+    known |= dict.fromkeys(("max_stride_in_place", "wide_bytes", "chunk_bytes", "min_chunk", "max_chunk"), 512.0)
+    seen = {name: set() for name in known}
+
+    def plan_override(thresholds):
+        before = dict(known)
+        for name, value in thresholds.items():
+            known[name] = value
+            seen[name].add(value)
+        return before
+
+    monkeypatch.setattr(_C, "plan_override", plan_override, raising=False)
+    before = dict(known)
+    assert main(["bench", "--smoke", "--tune"]) == 0
+    assert known == before
+    assert all(len(values) > 1 for name, values in seen.items() if name != "chunk_bytes")
+    assert "rows of a chunk" in capsys.readouterr().out
+
+
 def test_the_crossing_is_where_the_second_way_stays_ahead():
     steps = [{"at": at, "ratio": ratio} for at, ratio in ((1, 1.2), (2, 0.9), (4, 1.1), (8, 1.5))]
     assert tune.crossing(steps) == 4

@@ -89,6 +89,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measures and says each table as soon as it is there; the whole as plain values."""
     started = time.perf_counter()
+    if say and settings.smoke:
+        say("a try of the machinery: the budgets are too small for the figures to mean anything\n")
     pace = SMOKE if settings.smoke else Pace()
     result: dict[str, Any] = {
         "schema": SCHEMA,

@@ -32,6 +32,8 @@ COMPILED: dict[str, Any] = {
 }
 STYLES = {"pyperc": OURS, "eager": PLAIN, "compile": COMPILED}
 LABELS = {"pyperc": "pyperc", "eager": "eager torch", "compile": "torch.compile"}
+MOST = 12.0
+"""Of backward over forward: a bar beyond is cut, and says what it is."""
 HATCHES = {"pyperc": "", "eager": "///", "compile": "..."}
 FILLS = {"pyperc": "0.25", "eager": "0.75", "compile": "1.0"}
 
@@ -163,7 +165,7 @@ def backward(records: Sequence[Record]) -> Figure | None:
         return None
     figure = Figure(figsize=(5.5 * len(families), 6.5), layout="constrained")
     grid = figure.subplots(2, len(families), squeeze=False, sharex="col", sharey=True)
-    highest = max(r["parts"][n]["ratio"]["median"] for e in families.values() for r in e for n in _named(r))
+    highest = min(MOST, max(r["parts"][n]["ratio"]["median"] for e in families.values() for r in e for n in _named(r)))
     for column, ((batch, width), each) in enumerate(families.items()):
         names = [name for name in STYLES if any(name in record["parts"] for record in each)]
         for row, work in enumerate(("dx", "no dx")):
@@ -171,9 +173,14 @@ def backward(records: Sequence[Record]) -> Figure | None:
             those = [record for record in each if record["work"] == work]
             for i, name in enumerate(names):
                 have = [j for j, record in enumerate(those) if name in record["parts"]]
+                at = [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in have]
+                heights = [those[j]["parts"][name]["ratio"]["median"] for j in have]
+                for x, height in zip(at, heights, strict=True):
+                    if height > MOST:
+                        axes.annotate(f"{height:.0f}", (x, 1.02 * MOST), fontsize=7, ha="center", va="bottom")
                 axes.bar(
-                    [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in have],
-                    [those[j]["parts"][name]["ratio"]["median"] for j in have],
+                    at,
+                    [min(height, MOST) for height in heights],
                     0.8 / len(names),
                     color=FILLS[name],
                     hatch=HATCHES[name],

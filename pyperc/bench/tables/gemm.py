@@ -67,7 +67,7 @@ def table(title: str, records: Sequence[Record]) -> Table:
     found = Table(title, header)
     for case in dict.fromkeys(record["case"] for record in records):
         works = {record["work"]: record for record in records if record["case"] == case}
-        row = [case]
+        row = [case + " (disturbed)" * any(record["disturbed"] for record in works.values())]
         for work in LAYOUTS:
             record = works.get(work)
             row += [of_peak(record["contenders"]["pyperc"]["share"]), times(over(record))] if record else ["-", "-"]
