@@ -235,7 +235,9 @@ def test_tune_prints_its_table_beside_the_constants(capsys):
     assert main(["bench", "--smoke", "--tune"]) == 0
     printed = capsys.readouterr().out
     assert "Thresholds of the plan" in printed
-    assert re.search(r"flops from which more threads pay +min_parallel_flops +[\d.e+]+ ", printed)
+    now = _C.thresholds()["parallel_flops"]
+    assert re.search(rf"flops of each thread from which another one pays +parallel_flops +{now} ", printed)
+    assert "rows of a chunk" in printed
 
 
 def test_numpy_is_measured_in_a_process_of_its_own():
@@ -244,24 +246,20 @@ def test_numpy_is_measured_in_a_process_of_its_own():
     assert blas.tables(records)[0].rows[0][0] == "16"
 
 
-def test_tune_forces_each_way_where_the_build_lets_it(monkeypatch, capsys):
-    known = dict.fromkeys(("min_parallel_flops", "min_rows_per_thread", "dot_rows", "few_rows"), 3.0)
-    known |= dict.fromkeys(("max_stride_in_place", "wide_bytes", "chunk_bytes", "min_chunk", "max_chunk"), 512.0)
-    seen = {name: set() for name in known}
+def test_tune_forces_each_way_and_puts_the_thresholds_back(monkeypatch):
+    before, forced = _C.thresholds(), {name: set() for name in _C.thresholds()}
+    set_thresholds = _C.set_thresholds
 
-    def plan_override(thresholds):
-        before = dict(known)
-        for name, value in thresholds.items():
-            known[name] = value
-            seen[name].add(value)
-        return before
+    def recorded(values):
+        for name, value in values.items():
+            forced[name].add(value)
+        set_thresholds(values)
 
-    monkeypatch.setattr(_C, "plan_override", plan_override, raising=False)
-    before = dict(known)
-    assert main(["bench", "--smoke", "--tune"]) == 0
-    assert known == before
-    assert all(len(values) > 1 for name, values in seen.items() if name != "chunk_bytes")
-    assert "rows of a chunk" in capsys.readouterr().out
+    monkeypatch.setattr(_C, "set_thresholds", recorded)
+    result = tune.measure(Pace(0.001, warm_up=0.001, block=0.0005, probe=0.0005, fewest=1, patience=1))
+    assert _C.thresholds() == before
+    assert all(len(values) > 1 for name, values in forced.items() if name != "chunk_bytes")
+    assert {each["name"] for each in result["thresholds"]} | {"chunk_bytes", "least_chunk", "most_chunk"} == set(before)
 
 
 def test_the_crossing_is_where_the_second_way_stays_ahead():

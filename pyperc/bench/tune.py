@@ -1,15 +1,12 @@
-"""Where one way of computing overtakes another on this machine, beside the thresholds of csrc/cpu/plan.cpp.
+"""Where one way of computing overtakes another on this machine, beside the thresholds of csrc/cpu/plan.h.
 
-For each threshold a ladder of shapes is measured both ways, in turns. The crossing is the first step from which the
-second way stays ahead. `_C.plan_override` forces the ways; a build without it lets only some be reached.
+For each threshold a ladder of shapes is measured both ways, forced and in turns. The crossing is the first step from
+which the second way stays ahead.
 """
 
-import re
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +18,7 @@ from pyperc.bench.text import Table, duration
 
 __all__ = ["measure", "tables"]
 
-ALWAYS, NEVER = 0.0, 1e18
-FORCED = "plan_override"
+FAR = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -30,37 +26,131 @@ class Threshold:
     """Below it the first way, from it on the second."""
 
     name: str
-    """as in plan.cpp, in lower case"""
+    """in the plan's table"""
     what: str
     ladder: Sequence[int]
-    ways: tuple[str, str]
-    block: Callable[[int, int], Block]
-    """(step, which way)"""
+    shape: Callable[[int], Network]
+    work: str
+    ways: dict[str, dict[str, int]]
+    """what each is called, and the thresholds that force it"""
+
+
+def thresholds() -> list[Threshold]:
+    """What is measured."""
+    threads = torch.get_num_threads()
+    shared = {"parallel_flops": 1}
+    rows = tuple(range(1, 17))
+    return [
+        Threshold(
+            "parallel_flops",
+            "flops of each thread from which another one pays",
+            tuple(round(5e4 * 2 ** (i / 2)) for i in range(13)),
+            lambda flops: Network(max(1, flops * threads // 8192), (64, 64)),
+            "forward",
+            {"one thread": {"parallel_flops": FAR}, "all threads": shared},
+        ),
+        Threshold(
+            "rows_per_thread",
+            "rows of each thread from which rows are shared, not columns",
+            rows,
+            lambda each: Network(each * threads, (512, 512)),
+            "forward",
+            {"columns": {**shared, "rows_per_thread": FAR}, "rows": {**shared, "rows_per_thread": 0}},
+        ),
+        Threshold(
+            "gradient_rows",
+            "rows of each thread from which it sums a dw of its own",
+            (64, 96, 128, 192, 256, 384, 512, 1024),
+            lambda each: Network(each * threads, (64,) * 4),
+            "forward+backward",
+            {"shared dw": {**shared, "gradient_rows": FAR}, "own dw": {**shared, "gradient_rows": 0}},
+        ),
+        Threshold(
+            "wide_bytes",
+            "bytes of a row from which dw goes layer by layer",
+            tuple(4 * width for width in (128, 256, 512, 768, 1024, 1536)),
+            lambda size: Network(size, (size // 4,) * 3),
+            "forward+backward",
+            {"by chunks": {"wide_bytes": FAR, "gradient_rows": 0}, "by layers": {"wide_bytes": 0}},
+        ),
+        Threshold(
+            "in_place_bytes",
+            "bytes between rows from which packing pays",
+            tuple(4 * width for width in (136, 264, 520, 776, 1032, 1544, 2056)),
+            lambda size: Network(64, (size // 4,) * 2),
+            "forward+backward",
+            {
+                "in place": {"in_place_bytes": FAR, "few_rows": -1},
+                "packed": {"in_place_bytes": -1, "few_rows": -1},
+            },
+        ),
+        Threshold(
+            "dot_rows",
+            "rows from which packing beats dot",
+            [m for m in rows if _dots(m)],
+            lambda m: Network(m, (256, 256)),
+            "forward",
+            {"dot": {"dot_rows": FAR}, "packed": {"dot_rows": -1}},
+        ),
+        Threshold(
+            "few_rows",
+            "rows from which packing wide rows pays",
+            rows,
+            lambda m: Network(m, (1032, 1032)),
+            "forward+backward",
+            {
+                "in place": {"few_rows": FAR, "in_place_bytes": -1},
+                "packed": {"few_rows": -1, "in_place_bytes": -1},
+            },
+        ),
+    ]
+
+
+def _dots(rows: int) -> bool:
+    """Whether `dot` has a kernel for that many rows here."""
+    before = _C.thresholds()
+    _C.set_thresholds({"dot_rows": FAR})
+    try:
+        chain = _C.Chain([("identity", [])])
+        plan = _C.plan(torch.empty(rows, 32), [torch.empty(32, 32)], [None], chain)
+        return bool(plan["layers"][0]["kernel"] == "dot")
+    finally:
+        _C.set_thresholds(before)
+
+
+def forced(run: Block, values: dict[str, int]) -> Block:
+    """The block with thresholds of its own."""
+
+    def block(repeats: int) -> Sequence[float]:
+        before = _C.thresholds()
+        _C.set_thresholds(values)
+        try:
+            return run(repeats)
+        finally:
+            _C.set_thresholds(before)
+
+    return block
 
 
 def measure(pace: Pace, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """The ladders and the crossings, as plain values."""
-    found: dict[str, Any] = {"constants": constants(), "thresholds": [], "chunks": [], "hook": hook() is not None}
     smoke = pace.seconds < 0.01
-    for threshold in thresholds():
+    found: dict[str, Any] = {"now": _C.thresholds(), "thresholds": [], "chunks": []}
+    for each in thresholds():
         steps = []
-        for step in threshold.ladder[: 2 if smoke else None]:
+        for step in each.ladder[: 2 if smoke else None]:
             if progress:
-                progress(f"{threshold.what}: {step}")
-            pair = {way: threshold.block(step, i) for i, way in enumerate(threshold.ways)}
-            measured = interleaved(pair, pace)
-            steps.append({"at": step, "ratio": measured.ratios(*threshold.ways).median})
-        found["thresholds"].append(
-            {
-                "name": threshold.name,
-                "what": threshold.what,
-                "ways": list(threshold.ways),
-                "steps": steps,
-                "crossing": crossing(steps),
-            }
-        )
-    if found["hook"]:
-        found["chunks"] = chunks(pace, smoke)
+                progress(f"{each.what}: {step}")
+            run = each.shape(step).contenders(each.work)["pyperc"]
+            pair = {way: forced(run, values) for way, values in each.ways.items()}
+            first, second = pair
+            steps.append({"at": step, "ratio": interleaved(pair, pace).ratios(first, second).median})
+        entry = {"name": each.name, "what": each.what, "ways": [*each.ways], "steps": steps}
+        found["thresholds"].append({**entry, "crossing": crossing(steps)})
+    for network in [Network(8, (4,) * 3)] if smoke else [Network(4096, (width,) * 4) for width in (64, 256, 512)]:
+        if progress:
+            progress(f"rows of a chunk: {network.name}")
+        found["chunks"].append(chunks(network, pace))
     if progress:
         progress("")
     return found
@@ -81,202 +171,32 @@ def crossing(steps: Sequence[dict[str, Any]]) -> int | None:
     return first
 
 
-def hook() -> Callable[[dict[str, float]], dict[str, float]] | None:
-    """Replaces thresholds and returns those of before, where this build has it."""
-    found: Callable[[dict[str, float]], dict[str, float]] | None = getattr(_C, FORCED, None)
-    return found
-
-
-def constants() -> dict[str, float]:
-    """The plan's thresholds: of the build, or as its source has them; {} where there is neither."""
-    override = hook()
-    if override:
-        return override({})
-    source = Path(__file__).parents[2] / "csrc" / "cpu" / "plan.cpp"
-    if not source.is_file():
-        return {}
-    found = {}
-    for declaration in re.findall(r"constexpr \w+ (.+?);", source.read_text(encoding="utf-8")):
-        for name, value in re.findall(r"(\w+) = ([\d.e* ]+)", declaration):
-            product = 1.0
-            for factor in value.split("*"):
-                product *= float(factor)
-            found[name.lower()] = product
-    return found
-
-
-def forced(run: Block, **thresholds: float) -> Block:
-    """The block with thresholds of its own."""
-    override = hook()
-    assert override is not None
-
-    def block(repeats: int) -> Sequence[float]:
-        before = override(thresholds)
-        try:
-            return run(repeats)
-        finally:
-            override(before)
-
-    return block
-
-
-def thresholds() -> list[Threshold]:
-    """What can be measured with this build."""
-    override = hook()
-    if override is None:
-        return [_threads_by_torch(), _dot_by_layout()]
-    known = override({})
-
-    def of(network: Network, work: str) -> Block:
-        return network.contenders(work)["pyperc"]
-
-    def ways(name: str, first: float, second: float, shape: Callable[[int], tuple[Network, str]]) -> Any:
-        return lambda step, way: forced(of(*shape(step)), **{name: (first, second)[way]})
-
-    rows = tuple(range(1, 17))
-    every = [
-        Threshold(
-            "min_parallel_flops",
-            "flops from which more threads pay",
-            tuple(round(1e5 * 2 ** (i / 2)) for i in range(13)),
-            ("one thread", "all threads"),
-            ways("min_parallel_flops", NEVER, ALWAYS, lambda f: (Network(max(1, f // 8192), (64, 64)), "forward")),
-        ),
-        Threshold(
-            "min_rows_per_thread",
-            "rows for each thread from which rows are shared, not columns",
-            rows,
-            ("columns", "rows"),
-            ways(
-                "min_rows_per_thread",
-                1e9,
-                ALWAYS,
-                lambda r: (Network(r * torch.get_num_threads(), (512, 512)), "forward"),
-            ),
-        ),
-        Threshold(
-            "dot_rows",
-            "rows from which packing beats dot",
-            rows[: int(known.get("dot_rows", 0)) or None],
-            ("dot", "packed"),
-            ways("dot_rows", known.get("dot_rows", 0), ALWAYS, lambda r: (Network(r, (256, 256)), "forward")),
-        ),
-        Threshold(
-            "few_rows",
-            "rows from which packing a wide matrix pays, backward",
-            rows,
-            ("in place", "packed"),
-            ways("few_rows", 1e9, ALWAYS, lambda r: (Network(r, (1024, 1024)), "forward+backward")),
-        ),
-        Threshold(
-            "max_stride_in_place",
-            "bytes between rows from which packing pays, backward",
-            tuple(4 * k for k in (136, 264, 520, 776, 1032, 1544, 2056)),
-            ("in place", "packed"),
-            ways(
-                "max_stride_in_place",
-                NEVER,
-                ALWAYS,
-                lambda b: (Network(64, (b // 4, b // 4)), "forward+backward"),
-            ),
-        ),
-        Threshold(
-            "wide_bytes",
-            "bytes of a row from which dw goes layer by layer",
-            tuple(4 * k for k in (128, 256, 512, 768, 1024, 1536)),
-            ("chunk by chunk", "by layers"),
-            ways("wide_bytes", NEVER, ALWAYS, lambda b: (Network(4 * (b // 4), (b // 4,) * 3), "forward+backward")),
-        ),
-    ]
-    return [threshold for threshold in every if threshold.name in known]
-
-
-def _threads_by_torch() -> Threshold:
-    """Above the constant alone: below it the plan takes one thread whatever torch has."""
-    threads = torch.get_num_threads()
-
-    def block(flops: int, way: int) -> Block:
-        run = Network(max(1, flops // 8192), (64, 64)).contenders("forward")["pyperc"]
-
-        def with_threads(repeats: int) -> Sequence[float]:
-            torch.set_num_threads((1, threads)[way])
-            try:
-                return run(repeats)
-            finally:
-                torch.set_num_threads(threads)
-
-        return with_threads
-
-    least = constants().get("min_parallel_flops", 8e5)
-    ladder = tuple(round(least * 2 ** (i / 2)) for i in range(1, 9))
-    return Threshold(
-        "min_parallel_flops", "flops from which more threads pay", ladder, ("one thread", "all threads"), block
-    )
-
-
-def _dot_by_layout() -> Threshold:
-    """`dot` reads rows of w; a w whose columns are contiguous sends the same product to the tiles, without packing."""
-    chain = _C.Chain([("identity", [])])
-
-    def block(rows: int, way: int) -> Block:
-        generator = torch.Generator().manual_seed(0)
-        x, w = torch.randn(rows, 256, generator=generator), torch.randn(256, 256, generator=generator)
-        weight = w.t().contiguous().t() if way else w
-
-        def run(repeats: int) -> tuple[float]:
-            with torch.no_grad():
-                start = time.perf_counter()
-                for _ in range(repeats):
-                    _C.mlp(x, [weight], [None], chain)
-                return (time.perf_counter() - start,)
-
-        return run
-
-    return Threshold(
-        "dot_rows",
-        "rows from which tiles on a transposed w beat a w as it is",
-        (1, 2, 3, 4, 6, 8, 12, 16),
-        ("as it is", "transposed"),
-        block,
-    )
-
-
-def chunks(pace: Pace, smoke: bool) -> list[dict[str, Any]]:
+def chunks(network: Network, pace: Pace) -> dict[str, Any]:
     """Seconds of forward and backward for chunks of a few sizes."""
-    found = []
-    for network in [Network(8, (4,) * 3)] if smoke else [Network(4096, (width,) * 4) for width in (64, 256, 512)]:
-        steps = (14, 28) if smoke else (56, 112, 168, 224, 280, 336, 392, 504, 672)
-        run = network.contenders("forward+backward")["pyperc"]
-        measured = interleaved({str(c): forced(run, min_chunk=c, max_chunk=c) for c in steps}, pace)
-        seconds = {name: statistics.median(samples.seconds) for name, samples in measured.samples.items()}
-        found.append({"case": network.name, "seconds": seconds, "best": int(min(seconds, key=lambda c: seconds[c]))})
-    return found
+    run = network.contenders("forward+backward")["pyperc"]
+    steps = (56, 112, 168, 224, 280, 336, 392, 504, 672)
+    measured = interleaved({str(c): forced(run, {"least_chunk": c, "most_chunk": c}) for c in steps}, pace)
+    seconds = {name: statistics.median(samples.seconds) for name, samples in measured.samples.items()}
+    return {"case": network.name, "seconds": seconds, "best": int(min(seconds, key=lambda c: seconds[c]))}
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The crossings beside the constants, and the ladders."""
-    known = result["constants"]
+    """The crossings beside the thresholds in force, and the ladders."""
+    now = dict(result["now"])
     summary = Table("Thresholds of the plan", ["", "name", "now", "crossing here"])
     ladders = []
     for each in result["thresholds"]:
-        now = known.get(each["name"])
-        at = each["crossing"]
-        first, last = each["steps"][0]["at"], each["steps"][-1]["at"]
-        here = f"above {last:g}" if at is None else f"{at:g} or less" if at == first else f"{at:g}"
-        summary.rows.append([each["what"], each["name"], "-" if now is None else f"{now:g}", here])
+        at, first, last = each["crossing"], each["steps"][0]["at"], each["steps"][-1]["at"]
+        here = f"above {last}" if at is None else f"{at} or less" if at == first else f"{at}"
+        summary.rows.append([each["what"], each["name"], str(now.pop(each["name"])), here])
         slow, fast = each["ways"]
         ladder = Table(f"{each['name']}: time of {slow} over {fast}", ["at", "ratio"])
-        ladder.rows = [[f"{step['at']:g}", f"{step['ratio']:.2f}"] for step in each["steps"]]
+        ladder.rows = [[str(step["at"]), f"{step['ratio']:.2f}"] for step in each["steps"]]
         ladders.append(ladder)
-    rest = [name for name in known if name not in {each["name"] for each in result["thresholds"]}]
-    if rest:
-        summary.notes.append("others now: " + ", ".join(f"{name} {known[name]:g}" for name in rest))
+    summary.notes.append("Up to dot_rows, few_rows and in_place_bytes inclusive, the first way is taken.")
+    summary.notes.append("The others now: " + ", ".join(f"{name} {value}" for name, value in now.items()) + ".")
     for each in result["chunks"]:
         table = Table(f"rows of a chunk, {each['case']}: best {each['best']}", ["rows", "forward and backward"])
         table.rows = [[rows, duration(seconds)] for rows, seconds in each["seconds"].items()]
         ladders.append(table)
-    if not result["hook"]:
-        summary.notes.append(
-            f"this build has no _C.{FORCED}: threads are measured above the constant alone, dot by the weight's layout"
-        )
     return "\n\n".join(table.text() for table in [summary, *ladders])
