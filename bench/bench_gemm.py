@@ -21,7 +21,6 @@ SIZES = [
 
 
 @pytest.mark.benchmark(timer=replayed)
-@pytest.mark.parametrize("contender", ["pyperc", "eager"])
 @pytest.mark.parametrize("layout", gemm.LAYOUTS)
 @pytest.mark.parametrize(("m", "n", "k"), SIZES, ids=str)
 def test_gemm(

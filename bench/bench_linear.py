@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
     from pyperc.bench.cases import Network
 
-SETTINGS = Settings("full")
-
 
 @pytest.mark.benchmark(timer=replayed)
-@pytest.mark.parametrize("contender", ["pyperc", "eager"])
-@pytest.mark.parametrize("network", linear.networks(SETTINGS), ids=lambda network: network.name)
-def test_linear(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, network: Network, contender: str) -> None:
-    record(benchmark, pytestconfig, "linear", linear.job(network, SETTINGS), contender)
+@pytest.mark.parametrize("network", linear.networks(Settings("full")), ids=lambda network: network.name)
+def test_linear(
+    benchmark: BenchmarkFixture, pytestconfig: pytest.Config, settings: Settings, network: Network, contender: str
+) -> None:
+    record(benchmark, pytestconfig, "linear", linear.job(network, settings), contender)

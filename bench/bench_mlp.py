@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 from recording import record, replayed
 
-from pyperc.bench.cases import Settings, timed
+from pyperc.bench.cases import timed
 from pyperc.bench.tables import mlp
 from pyperc.compare import stepper
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from pyperc.bench.cases import Job, Network
+    from pyperc.bench.cases import Job, Network, Settings
 
-SETTINGS = Settings("full")
 NETWORKS = pytest.mark.parametrize("network", mlp.TRAINED, ids=lambda network: network.name)
-CONTENDERS = pytest.mark.parametrize("contender", ["pyperc", "eager"])
 
 
 def step(network: Network) -> Job:
@@ -35,21 +33,22 @@ def step(network: Network) -> Job:
 
 
 @pytest.mark.benchmark(timer=replayed)
-@CONTENDERS
 @NETWORKS
-def test_forward(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, network: Network, contender: str) -> None:
-    record(benchmark, pytestconfig, "mlp forward", mlp.job(network, "forward", SETTINGS), contender)
+def test_forward(
+    benchmark: BenchmarkFixture, pytestconfig: pytest.Config, settings: Settings, network: Network, contender: str
+) -> None:
+    record(benchmark, pytestconfig, "mlp forward", mlp.job(network, "forward", settings), contender)
 
 
 @pytest.mark.benchmark(timer=replayed)
-@CONTENDERS
 @NETWORKS
-def test_backward(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, network: Network, contender: str) -> None:
-    record(benchmark, pytestconfig, "mlp backward", mlp.job(network, "forward+backward", SETTINGS), contender)
+def test_backward(
+    benchmark: BenchmarkFixture, pytestconfig: pytest.Config, settings: Settings, network: Network, contender: str
+) -> None:
+    record(benchmark, pytestconfig, "mlp backward", mlp.job(network, "forward+backward", settings), contender)
 
 
 @pytest.mark.benchmark(timer=replayed)
-@CONTENDERS
 @NETWORKS
 def test_step(benchmark: BenchmarkFixture, pytestconfig: pytest.Config, network: Network, contender: str) -> None:
     record(benchmark, pytestconfig, "step", step(network), contender)

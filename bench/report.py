@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OPEN = ("mlp", "linear", "gemm")
 FOLDED = {
-    "One thread, AVX2, elementary functions": ("narrow", "elementwise"),
+    "16 bits, one thread, AVX2, elementary functions": ("halves", "narrow", "elementwise", "numpy"),
     "Backward over forward": ("backward",),
     "Any shape, and how the cost grows": ("grid", "growth"),
     "Memory": ("memory",),

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyperc import _C
 from pyperc.__main__ import main
-from pyperc.bench import measure, tune
+from pyperc.bench import command, measure, tune
 from pyperc.bench.cases import Network
 from pyperc.bench.measure import Pace, calls, interleaved
 from pyperc.bench.tables import backward, blas, gemm, grid
@@ -160,7 +160,7 @@ def test_the_saved_run_holds_every_case(smoke):
     assert {"processor", "cores", "isa", "threads", "torch", "probe", "memory_bandwidth"} <= saved["machine"].keys()
     assert {"blocks", "dropped", "spread", "disturbed"} == saved["noise"].keys()
     tables = {record["table"] for record in saved["records"]}
-    assert tables == {"gemm", "linear", "mlp", "elementwise", "narrow", "backward", "grid", "growth", "memory"}
+    assert tables == {table.NAME for table in command.TABLES} - {"numpy"}
     for record in saved["records"]:
         assert {"table", "case", "work"} <= record.keys()
         for contender in record.get("contenders", {}).values():

@@ -51,12 +51,18 @@ class Network:
     sizes: tuple[int, ...]
     activation: str = "relu"
     output: str = "identity"
+    dtype: torch.dtype = torch.float32
 
     @property
     def name(self) -> str:
         alike = len(set(self.sizes)) == 1 and len(self.sizes) > 2
         widths = f"[{self.sizes[0]}]*{len(self.sizes)}" if alike else "->".join(map(str, self.sizes))
-        return f"{self.batch} x {widths} {self.activation if len(self.sizes) > 2 else self.output}"
+        words = [f"{self.batch} x {widths}", self.activation if len(self.sizes) > 2 else self.output]
+        return " ".join([*words, *[self.dtype_name] * (self.dtype != torch.float32)])
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -80,10 +86,10 @@ class Network:
         """Of `forward`, or of `forward+backward` with dx, dw and db."""
         activations = self.batch * sum(self.sizes)
         if work == "forward":
-            return Cost(self.forward_flops, FLOAT * (self.parameters + activations))
+            return Cost(self.forward_flops, self.dtype.itemsize * (self.parameters + activations))
         # Backward reads the parameters, what forward kept and dy, and writes dx, dw and db.
         moved = 3 * self.parameters + 2 * activations + self.batch * (self.sizes[0] + self.sizes[-1])
-        return Cost(self.forward_flops + self.backward_flops(dx=True), FLOAT * moved)
+        return Cost(self.forward_flops + self.backward_flops(dx=True), self.dtype.itemsize * moved)
 
     def plain(self) -> nn.Sequential:
         """The network in torch's own modules, always with the same weights."""
@@ -92,7 +98,7 @@ class Network:
             model = pyperc.MLP(self.sizes, activation=self.activation, output_activation=self.output)
         plain = pyperc.unfuse(model)
         assert type(plain) is nn.Sequential
-        return plain
+        return plain.to(self.dtype)
 
     def models(self) -> dict[str, nn.Module]:
         """The same network fused and plain."""
@@ -102,12 +108,12 @@ class Network:
     def data(self) -> tuple[Tensor, Tensor]:
         """Random x and dy."""
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(self.batch, self.sizes[0], generator=generator)
-        return x, torch.randn(self.batch, self.sizes[-1], generator=generator)
+        x, dy = (torch.randn(self.batch, self.sizes[i], generator=generator) for i in (0, -1))
+        return x.to(self.dtype), dy.to(self.dtype)
 
     def facts(self) -> Record:
         """For the record."""
-        return {"batch": self.batch, "sizes": list(self.sizes), "activation": self.activation}
+        return {"batch": self.batch, "sizes": list(self.sizes), "activation": self.activation, "dtype": self.dtype_name}
 
     def contenders(self, work: str, compiler: "Compiler | None" = None) -> dict[str, Block]:
         """Blocks of `forward` without a graph, or of `forward+backward`, through torch.autograd.grad."""

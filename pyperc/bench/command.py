@@ -16,10 +16,10 @@ from typing import Any
 from pyperc.bench import machine
 from pyperc.bench.cases import Compiler, Job, Record, Settings
 from pyperc.bench.measure import Pace
-from pyperc.bench.tables import backward, blas, elementwise, gemm, grid, growth, linear, memory, mlp, narrow
+from pyperc.bench.tables import backward, blas, elementwise, gemm, grid, growth, halves, linear, memory, mlp, narrow
 from pyperc.bench.text import Table
 
-TABLES: tuple[ModuleType, ...] = (gemm, blas, linear, mlp, elementwise, narrow, backward, grid, growth, memory)
+TABLES: tuple[ModuleType, ...] = (gemm, blas, linear, mlp, halves, elementwise, narrow, backward, grid, growth, memory)
 
 SECONDS = {"smoke": 1.0, "quick": 150.0, "full": 680.0}
 """What a run aims at; compiling and setting up are within."""
