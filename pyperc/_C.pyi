@@ -78,3 +78,80 @@ def set_thresholds(values: dict[str, int]) -> None:
     """For tests, which force a path with them, and for tuning; not while a network is running."""
 
 def build() -> dict[str, Any]: ...
+
+class LossInfo:
+    """One entry of the list of losses, csrc/core/losses.h."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> list[str]: ...
+    @property
+    def defaults(self) -> list[float]: ...
+    @property
+    def over(self) -> str:
+        """What it reads at once: "element", one score, or "row", the scores of all classes."""
+
+def losses() -> list[LossInfo]: ...
+def loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    name: str,
+    parameters: Sequence[float],
+    sum: bool,
+    scale: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """weight * loss of each element or row, or their sum, and weight * scale * derivative; contiguous CPU tensors."""
+
+def linear_objective(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    positive: Tensor | None,
+    name: str,
+    parameters: Sequence[float],
+) -> tuple[float, Tensor, Tensor]:
+    """The sum of weight * loss of s = x w^T + b, dw [classes, columns] and db [classes]; x is read once.
+
+    target: numbers in x's dtype for an element-wise loss with one row of w, else classes, int64; `positive` [classes]
+    multiplies the weight of a class's own samples, one against the rest.
+    """
+
+def perceptron_epoch(
+    x: Tensor,
+    target: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    positive: Sequence[int],
+    eta: float,
+    order: Tensor | None,
+    weight: Tensor | None,
+    own: Tensor | None,
+    products: tuple[Tensor, Tensor, Tensor] | None,
+    scores: Tensor | None,
+    sums: tuple[Tensor, Tensor] | None,
+    step: int,
+) -> list[int]:
+    """One epoch of the perceptron algorithm for each class; writes w, b, scores and sums; the changes of each class.
+
+    scores [rows, classes] are those of the weights that the epoch began with. sums grow by step * change. products,
+    int32: first [groups], begin [groups + 1], second [pairs]; first[g] is paired with second[begin[g]:begin[g + 1]].
+    """
+
+def dual_descent(
+    x: Tensor,
+    y: Tensor,
+    upper: Tensor,
+    bias: float,
+    w: Tensor,
+    b: Tensor,
+    alpha: Tensor,
+    max_epochs: int,
+    tolerance: float,
+    seed: int,
+) -> tuple[int, float]:
+    """Dual coordinate descent for the hinge; writes w, b and alpha; the epochs taken and the violation of the last."""

@@ -1,4 +1,4 @@
-"""The fused network as functions of tensors: linear, one layer, and mlp, all of them in one native call."""
+"""Functions of tensors: linear, one layer, mlp, all of them in one native call, and the losses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from pyperc import _C
+from pyperc._losses import cross_entropy, hinge_loss, logistic_loss, mse_loss, squared_hinge_loss
 from pyperc.activation import ActivationLike, Resolved, chain, resolve
 
-__all__ = ["linear", "mlp"]
+__all__ = ["cross_entropy", "hinge_loss", "linear", "logistic_loss", "mlp", "mse_loss", "squared_hinge_loss"]
 
 T = TypeVar("T", bound=Tensor | None)
 

@@ -10,15 +10,20 @@ namespace math {
 #include "value.inl"
 #include "map.inl"
 #include "gemm.inl"
+#include "linear_model.inl"
 // clang-format on
 
 template <class T>
 constexpr Kernels<T> make_kernels() {
-  Kernels<T> k{tile_of(WIDTH<T>), KC, MC<T> * KC, gemm<T>, dot<T>, DOT_ROWS, pack<T>, {}, {}};
+  Kernels<T> k{tile_of(WIDTH<T>), KC, MC<T> * KC, gemm<T>, dot<T>, DOT_ROWS, pack<T>};
   for (int i = 0; i < ACTIVATION_COUNT; ++i) {
     k.activate[i] = ACTIVATE<T>[i];
     k.differentiate[i] = DIFFERENTIATE<T>[i];
   }
+  for (int i = 0; i < LOSS_COUNT; ++i) k.losses[i] = LOSSES<T>[i];
+  k.linear_rows = linear_rows<T>;
+  k.perceptron_rows = perceptron_rows<T>;
+  k.dual_descent = dual_descent<T>;
   return k;
 }
 

@@ -1,6 +1,7 @@
 // What an ISA offers: a table of functions over plain structs, one table per element type.
 #pragma once
 
+#include "../core/linear_model.h"
 #include "../core/mlp.h"
 
 namespace pyperc {
@@ -83,6 +84,10 @@ struct Kernels {
   void (*pack)(Matrix<const T> b, int64_t k, int64_t n, int64_t panel, T* packed);
   MapFunction<T> activate[ACTIVATION_COUNT];
   MapFunction<T> differentiate[ACTIVATION_COUNT];
+  LossFunction<T> losses[LOSS_COUNT];
+  void (*linear_rows)(LinearRows<T>&);
+  void (*perceptron_rows)(PerceptronRows<T>&);
+  void (*dual_descent)(DualDescent<T>&);
 };
 
 struct Isa {

@@ -7,6 +7,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/plan.h"
 #include "autograd.h"
+#include "linear_model.h"
 #include "native.h"
 #include "run.h"
 
@@ -236,6 +237,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("thresholds", &table_of_thresholds);
   m.def("set_thresholds", &set_thresholds, py::arg("values"));
   m.def("build", &build);
+
+  register_linear_model(m);
 }
 
 }  // namespace pyperc
