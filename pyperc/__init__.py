@@ -8,6 +8,9 @@ torch.Size([32, 10])
 `fuse` does the same for a network that exists already; `explain` says what runs where.
 """
 
+import importlib
+from typing import Any
+
 import torch
 
 __version__ = "0.1.0"
@@ -36,5 +39,15 @@ from pyperc.explain import explain  # noqa: E402
 from pyperc.fuse import fuse, unfuse  # noqa: E402
 from pyperc.info import info  # noqa: E402
 from pyperc.nn import MLP, Linear  # noqa: E402
+
+_NEED_SCIKIT_LEARN = ("features", "linear_model")
+
+
+def __getattr__(name: str) -> Any:
+    """`pyperc.linear_model` and `pyperc.features` without an import of their own: they need an extra."""
+    if name in _NEED_SCIKIT_LEARN:
+        return importlib.import_module(f"pyperc.{name}")
+    raise AttributeError(f"module 'pyperc' has no attribute {name!r}")
+
 
 __all__ = ["MLP", "Linear", "activations", "explain", "functional", "fuse", "info", "nn", "unfuse"]
