@@ -1,4 +1,4 @@
-"""The command line: `python -m pyperc info`, `train` and `bench`."""
+"""The command line: `python -m pyperc info`, `train`, `bench` and `experiment`."""
 
 import argparse
 import copy
@@ -19,6 +19,7 @@ from pyperc import _C, _tables, datasets
 from pyperc.bench import command as bench
 from pyperc.bench.measure import quartiles
 from pyperc.compare import Timing, agreement, time_batch
+from pyperc.experiments import command as experiment
 from pyperc.info import info, text
 from pyperc.train import Epoch, Trainer
 
@@ -29,7 +30,10 @@ LABELS = {"pyperc": "pyperc", "torch": "plain torch"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 where training failed, 2 for bad arguments, 130 after Ctrl-C."""
+    """Runs one command; returns the exit status.
+
+    0; 1 where training failed or a claim does not hold; 2 for bad arguments; 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -67,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     learn.set_defaults(run=_train, error=learn.error)
 
     bench.add_arguments(commands.add_parser("bench", help="measure against plain torch and against the processor"))
+    experiment.add_to(commands)
     return parser
 
 

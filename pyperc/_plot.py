@@ -1,4 +1,4 @@
-"""Draws training curves into a file."""
+"""Draws training curves, and what the experiments show, into files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def formats() -> list[str]:
 
 def draw(curves: Mapping[str, Sequence[Epoch]], title: str, path: str | Path) -> None:
     """Draws the loss and the errors of one or two trainings against the epoch."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = blank()
     loss, error = figure.subplots(1, 2)
     for (name, curve), style in zip(curves.items(), STYLES, strict=False):
         epochs = [point.epoch for point in curve]
@@ -38,4 +38,14 @@ def draw(curves: Mapping[str, Sequence[Epoch]], title: str, path: str | Path) ->
         axes.legend(frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
+    save(figure, path)
+
+
+def blank(size: tuple[float, float] = (10, 4)) -> Figure:
+    """An empty figure of so many inches, laid out by itself."""
+    return Figure(figsize=size, layout="constrained")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the figure in the format of the file's ending."""
     figure.savefig(path, dpi=150)

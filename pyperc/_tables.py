@@ -1,6 +1,6 @@
-"""The lines that the command line prints about a training."""
+"""The tables that the command line prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pyperc.compare import Agreement, Timing
 from pyperc.train import Epoch
@@ -47,3 +47,26 @@ def times(timings: Mapping[str, Timing], over: Mapping[str, float], batch_size: 
         lines.append(f"{labels.get(name, name):24}  {cells}  {middle:6.2f}  ({low:.2f} to {high:.2f})")
     lines.append(f"{'backward / forward':24}  {over['pyperc']:10.2f}  {over['torch']:11.2f}")
     return "\n".join(lines)
+
+
+def align(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells under their columns: those of numbers to the right, the others to the left.
+
+    >>> print(align(["name", "n"], [["one", "1"], ["twelve", "12"]]))
+    name     n
+    ------  --
+    one      1
+    twelve  12
+    """
+    lines = [[*columns], *([*row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    # A sign, a point or a digit begins a number; an empty cell may stand in a column of numbers.
+    right = [all(not cell or cell[0] in "+-.0123456789" for cell in column) for column in zip(*rows, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
