@@ -6,8 +6,10 @@ import contextlib
 import io
 import itertools
 import json
+import re
 from html import escape
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +74,61 @@ def test_every_claim_holds(everything, name):
 
 def test_the_status_says_that_all_claims_hold(everything):
     assert everything.status == 0
+
+
+def test_perceptron_shows_an_epoch_without_changes(numbers):
+    *_, last = numbers["history"]
+    assert (last["changes"], last["train_error"]) == (0, 0)
+    assert numbers["train"] + numbers["test"] == 360
+
+
+def test_margin_shows_changes_under_the_bound(numbers):
+    for row in numbers["rows"]:
+        assert 0 < row["changes"] <= row["bound"]
+        assert row["changes"] == row["scaled_changes"]
+        assert row["bound"] == pytest.approx(4 * row["radius"] ** 2 / row["margin"] ** 2, abs=1)
+
+
+def test_svm_shows_a_wider_margin_than_the_perceptron(numbers):
+    *_, hardest = numbers["planes"]
+    assert hardest["nearest"] > numbers["perceptron"]["nearest"] > 0
+    assert hardest["support"] < 10
+    assert numbers["moved_without_the_others"] < 1e-3
+
+
+def test_lda_shows_the_posterior_of_the_populations(numbers):
+    assert falls(numbers["posterior_difference"])
+    assert numbers["error"][-1] == pytest.approx(numbers["bayes"], abs=0.003)
+
+
+def test_logistic_shows_a_boundary_that_comes_to_that_of_lda(numbers):
+    assert falls(numbers["loss"])
+    assert falls(numbers["angle"])
+    assert numbers["area_between"][-1] < 0.05
+    assert numbers["gradient_difference"] < 1e-12
+
+
+def test_xor_shows_what_a_product_and_what_units_add(numbers):
+    assert {table for table, wrong in numbers["wrong"].items() if wrong["plain"]} == {"0110", "1001"}
+    assert all(wrong["mapped"] == wrong["units"] == 0 for wrong in numbers["wrong"].values())
+
+
+def test_features_shows_errors_that_fall_with_the_products(numbers):
+    assert falls(numbers["train_error"])
+    assert falls(numbers["test_error"])
+
+
+def test_bias_variance_shows_that_they_add_up_to_the_error(numbers):
+    terms = zip(numbers["bias2"], numbers["variance"], numbers["error"], strict=True)
+    assert all(error == pytest.approx(bias + variance, rel=1e-9) for bias, variance, error in terms)
+    assert falls(numbers["train_error"])
+    assert falls(numbers["variance"][::-1])
+    assert numbers["degrees"][numbers["error"].index(min(numbers["error"]))] == 5
+
+
+def test_knn_radial_shows_fewer_errors_with_the_radial_feature(numbers):
+    pairs = zip(numbers["error"]["coordinates"], numbers["error"]["radial"], strict=True)
+    assert all(coordinates > radial >= numbers["least"] * 0.9 for coordinates, radial in pairs)
 
 
 def test_universal_shows_errors_that_fall_with_k(numbers):
@@ -216,6 +273,7 @@ def test_a_claim_that_does_not_hold_is_told(monkeypatch, capsys):
             "argument --plot: must be a folder, or a new one in an existing folder",
         ),
         (["descent", "--json", "."], "argument --json: must be a file in an existing folder, got '.'"),
+        (["descent", "--data", "mnist:."], "argument --data: descent makes points of its own and looks at no images"),
         (["mlp", "--data", "cifar"], "the data must be digits or mnist:DIR, got 'cifar'"),
         (["mlp", "--data", "mnist:nowhere"], "looked in nowhere for train-images-idx3-ubyte"),
     ],
@@ -226,6 +284,14 @@ def test_bad_arguments_are_named(capsys, arguments, message):
         main(["experiment", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_page_of_the_lectures_names_every_experiment_and_nothing_that_is_not_there():
+    text = (Path(__file__).parents[1] / "docs" / "lectures.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in text] == []
+    named = re.findall(r"`(linear_model|features|functional)\.(\w+)", text)
+    assert len(named) >= 10
+    assert [(module, name) for module, name in named if not hasattr(import_module(f"pyperc.{module}"), name)] == []
 
 
 def test_an_unknown_experiment_is_named():

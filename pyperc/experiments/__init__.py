@@ -11,6 +11,15 @@ from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
 __all__ = ["NAMES", "Claim", "Experiment", "Result", "Setup", "Table", "find"]
 
 NAMES = (
+    "perceptron",
+    "margin",
+    "svm",
+    "lda",
+    "logistic",
+    "xor",
+    "features",
+    "bias-variance",
+    "knn-radial",
     "universal",
     "descent",
     "mlp",
@@ -23,6 +32,7 @@ def find(name: str) -> Experiment:
 
     Raises:
         ValueError: there is none.
+        ImportError: scikit-learn, which the linear models stand on, is not installed.
 
     Example:
         >>> find("descent").lecture

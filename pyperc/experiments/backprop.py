@@ -254,8 +254,9 @@ def _draw(figure: Any, lines: list[Derivative], costs: Any, layers: int) -> None
     bars = ratio.bar(places, heights, color=["black", "silver", "white"] * 2, edgecolor="black", width=0.8)
     for bar, hatch in zip(bars, ("", "//", "..") * 2, strict=True):
         bar.set_hatch(hatch)
-    ratio.bar_label(bars, fmt="%.2f", padding=2)
-    ratio.axhline(2, color="grey", linestyle="--", linewidth=1)
+    ratio.axhline(2, color="grey", linestyle="--", linewidth=1, zorder=0)
+    for text in ratio.bar_label(bars, fmt="%.2f", padding=3):
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     ratio.set(xticks=[1, 5], xticklabels=["computed", "not needed"], xlabel="dx(0)", ylabel="backward / forward")
     ratio.set(title=f"cost of backward over forward, {layers} layers", ylim=(0, max(*heights, 2) * 1.45))
     ratio.legend(

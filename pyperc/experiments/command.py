@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def add_to(commands: Any) -> None:
     """Adds the command to an argument parser's subcommands."""
     parser = commands.add_parser("experiment", help="run the lectures' demonstrations again: table and figure")
     add = parser.add_argument
-    add("name", nargs="?", choices=[*NAMES, "all"], metavar="NAME", help="one of --list, or all of them")
+    add("name", nargs="?", choices=[*NAMES, "all"], metavar="NAME", help=f"{', '.join(NAMES)}, or all")
     add("--list", action="store_true", help="the experiments, and what each shows")
     add("--data", default="digits", metavar="NAME", help="digits, or mnist:DIR with the four IDX files (%(default)s)")
     add("--plot", type=_folder, metavar="DIR", help="draw NAME.png into this folder; with all, index.html beside them")
@@ -44,7 +45,7 @@ def _file(word: str) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Returns the exit status: 0, or 1 where a claim does not hold."""
+    """Returns the exit status: 0, or 1 where a claim does not hold or the data do not suit."""
     setup = Setup(options.data, options.quick)
     try:
         if options.list:
@@ -57,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
             raise ImportError("argument --plot: needs matplotlib: pip install matplotlib, or the extra pyperc[demo]")
         if any(experiment.uses_data for experiment in chosen):
             _ = setup.data
+        elif options.data != "digits":
+            raise ValueError(f"argument --data: {options.name} makes points of its own and looks at no images")
     except (ValueError, OSError, ImportError) as error:
         options.error(str(error))
 
@@ -67,7 +70,11 @@ def _run(options: argparse.Namespace) -> int:
         print(heading(experiment, setup), end="\n\n", flush=True)
         start = time.perf_counter()
         torch.manual_seed(0)
-        result = experiment.run(setup)
+        try:
+            result = experiment.run(setup)
+        except (ValueError, FloatingPointError) as error:
+            print(f"python -m pyperc experiment: {experiment.name}: {error}", file=sys.stderr)
+            return 1
         seconds = time.perf_counter() - start
         print(result.text(), end="\n\n", flush=True)
         if options.plot:

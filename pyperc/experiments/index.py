@@ -68,8 +68,8 @@ def _section(shown: Shown) -> str:
     return f"""
 <section id="{experiment.name}">
 <h2>{escape(experiment.title)}</h2>
-<p class="small">lecture {escape(experiment.lecture)}, {seconds:.1f} s,
-<code>python -m pyperc experiment {experiment.name}</code></p>
+<p class="small">lecture {escape(experiment.lecture)};
+<code>python -m pyperc experiment {experiment.name}</code>, {seconds:.1f} s</p>
 <figure>
 <img src="{experiment.name}.png" alt="{escape(result.caption, quote=True)}">
 <figcaption>{escape(result.caption)}</figcaption>
