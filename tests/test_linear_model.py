@@ -108,6 +108,8 @@ def test_labels_of_any_kind() -> None:
     x = [[-1.0], [1.0]]
     for labels in (["no", "yes"], [False, True], [-1, 1]):
         assert Perceptron().fit(x, labels).predict(x).tolist() == labels
+        if isinstance(labels[0], int):
+            assert Perceptron().fit(torch.tensor(x), torch.tensor(labels)).predict(torch.tensor(x)).tolist() == labels
 
 
 def test_without_scikit_learn_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

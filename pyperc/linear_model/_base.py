@@ -70,11 +70,14 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             if labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
                 raise ValueError(f"{name}: Input y contains NaN or infinity.")
             check_classification_targets(labels.cpu().numpy())
-            known = labels if classes is None else torch.as_tensor(classes)
-            unique = torch.unique(known.to(labels.device))
-            codes = torch.searchsorted(unique, labels.contiguous()).clamp_(max=len(unique) - 1)
-            if not torch.equal(unique[codes], labels):
-                raise ValueError(f"{name}: y must hold labels of classes {unique.tolist()} only")
+            if classes is None:
+                unique, codes = torch.unique(labels, return_inverse=True)
+            else:
+                unique = torch.unique(torch.as_tensor(classes, device=labels.device))
+                same = labels[:, None] == unique
+                if not bool(same.any(1).all()):
+                    raise ValueError(f"{name}: y must hold labels of classes {unique.tolist()} only")
+                codes = same.long().argmax(1)
             codes, unique = codes.cpu(), unique.to(X.device)
         else:
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C", reset=reset)
