@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pyperc import _C
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 def _threshold_unit(below: float) -> Callable[[Tensor], Tensor]:
     return lambda s: torch.where(torch.isnan(s), s, torch.where(s >= 0, 1.0, below).to(s.dtype))
@@ -188,8 +190,13 @@ def exact(net: Network) -> Exact:
 
         E(s) = |w| E(x) + k eps max(rms x rms w, rms b)      E(x)  = max|f'| E(s)
         E(ds) = max|f'| E(dx) + max|dx| var f'               E(dx) = |w^T| E(ds) + n eps rms ds rms w
+
+    Networks of 16 bits are summed in float32, whose eps that is, and rounded where they are stored, to h: every result
+    to h of its peak; x(l) and ds(l) to h of their rms, which E passes on; and f' is read from a rounded x or s, within
+    which a kink may lie.
     """
-    eps = torch.finfo(net.x.dtype).eps
+    stored = torch.finfo(net.x.dtype).eps
+    eps, h = (torch.finfo(torch.float32).eps, stored) if net.x.dtype in HALVES else (stored, 0.0)
     x, s = forward(net)
     inherited_x, inherited_s = [0.0], []
     for i, (w, b, activation) in enumerate(zip(net.w, net.b, net.activations, strict=True)):
@@ -197,7 +204,7 @@ def exact(net: Network) -> Exact:
         product = (w.shape[1] + 1) * eps * max(peak(x[i]) * peak(w), peak(b))
         y = slope * (norm(w, 1) * inherited_x[i] + product) + 4 * eps * max(peak(x[i + 1]), min(peak(s[i]), 1.0))
         inherited_s.append(norm(w, 1) * inherited_x[i] + w.shape[1] * eps * max(rms(x[i]) * rms(w), rms(b)))
-        inherited_x.append(slope * inherited_s[i])
+        inherited_x.append(slope * inherited_s[i] + h * rms(x[i + 1]))
     values, rounding = {"y": x[-1].reshape(net.dy.shape)}, {"y": y}
 
     m = x[0].shape[0]
@@ -207,8 +214,9 @@ def exact(net: Network) -> Exact:
         slope = df(s[i])
         ds = dx * slope
         largest = max(peak(ds), peak(dx))
-        varies = max(peak(df(s[i] + d) - slope) for d in (inherited_s[i], -inherited_s[i]))
-        inherited_ds = peak(slope) * inherited_dx + peak(dx) * varies
+        near = inherited_s[i] + (3 * inherited_s[i] + h * s[i].abs() if h else 0.0)
+        varies = max(peak(df(s[i] + d) - slope) for d in (near, -near)) + 2 * h * peak(slope)
+        inherited_ds = peak(slope) * inherited_dx + peak(dx) * varies + h * rms(ds)
         values[f"dw[{i}]"] = ds.mT @ x[i]
         through = math.sqrt(m) * (rms(x[i]) * inherited_ds + rms(ds) * inherited_x[i])
         rounding[f"dw[{i}]"] = through + (m + 4) * eps * largest * peak(x[i])
@@ -219,7 +227,7 @@ def exact(net: Network) -> Exact:
         rounding["dx"] = norm(w, 0) * inherited_ds + (w.shape[0] + 4) * eps * largest * peak(w)
         inherited_dx = norm(w, 0) * inherited_ds + w.shape[0] * eps * rms(ds) * rms(w)
     values["dx"] = dx.reshape(net.x.shape)
-    return Exact(values, rounding)
+    return Exact(values, {name: rounding[name] + h * peak(value) for name, value in values.items()})
 
 
 def peak(t: Tensor | None) -> float:
@@ -239,6 +247,9 @@ def torch_errors(net: Network, want: Exact) -> dict[str, float]:
 
     In float64 it is that in float32 times the ratio of the two eps, for a float64 reference cannot see it.
     """
+    if net.x.dtype in HALVES:
+        own = results(composition, replace(net, dy=net.dy.contiguous()))
+        return {name: peak(own[name].double() - want.values[name]) for name in own}
     # Contiguous, since torch's own gelu backward refuses an overlapping dy.
     single = replace(net.to(torch.float32), dy=net.dy.float().contiguous())
     own = results(composition, single)

@@ -6,11 +6,20 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
-from reference import Activation, Network, draw
+from reference import HALVES, Activation, Network, draw
 from torch import Tensor
 
 from pyperc import _C
+
+# In place of the fixture's float32 and float64, for the tests that look at what the 16-bit formats do differently.
+EVERY_DTYPE = pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float64, *HALVES],
+    indirect=True,
+    ids=lambda dtype: str(dtype).removeprefix("torch."),
+)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from reference import Activation, Network, composition, draw, named, native, peak, results
+from shapes import EVERY_DTYPE
 
 NETWORKS = [
     ("small", [9, 20, 5], 7),
@@ -21,10 +22,11 @@ def digest(net: Network) -> str:
     hasher = hashlib.sha256()
     for name, value in results(native, net).items():
         hasher.update(name.encode())
-        hasher.update(value.contiguous().numpy().tobytes())
+        hasher.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("sizes", "batch"), [n[1:] for n in NETWORKS], ids=[n[0] for n in NETWORKS])
 def test_repeated_runs_give_the_same_bits(
@@ -50,6 +52,7 @@ def test_the_alignment_of_the_input_changes_nothing(isa: str, dtype: torch.dtype
         assert digest(net) == first
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_grad_mode_changes_no_bit_of_the_output(isa: str, dtype: torch.dtype, threads: int) -> None:
     torch.set_num_threads(threads)
@@ -60,6 +63,7 @@ def test_grad_mode_changes_no_bit_of_the_output(isa: str, dtype: torch.dtype, th
         assert torch.equal(y, native(net.requires_grad()))
 
 
+@EVERY_DTYPE
 def test_a_sample_does_not_depend_on_how_the_gradients_are_asked_for(dtype: torch.dtype) -> None:
     net = draw([67, 45, 20], 130, named("gelu"), dtype)
     want = results(native, net)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import ACTIVATIONS, ALTERED, Activation, check, draw, exact, named, native, peak, results
-from shapes import LAYOUTS, awkward_sizes, networks_around_the_tile, spread_leads, strided
+from shapes import EVERY_DTYPE, LAYOUTS, awkward_sizes, networks_around_the_tile, spread_leads, strided
 
 RELU, TANH, GELU, IDENTITY = named("relu"), named("tanh"), named("gelu"), named("identity")
 
@@ -29,12 +29,14 @@ def test_sizes_around_the_tile(isa: str, dtype: torch.dtype, k: int) -> None:
             check(draw([k, n], m, TANH, dtype, bias=n % 2 == 1, seed=m))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 17, 1000])
 def test_batches(isa: str, dtype: torch.dtype, batch: int) -> None:
     check(draw([37, 65, 10], batch, [RELU, IDENTITY], dtype))
     check(draw([10, 101, 1], batch, GELU, dtype))
 
 
+@EVERY_DTYPE
 def test_an_empty_batch_has_gradients_of_zero(dtype: torch.dtype) -> None:
     got = results(native, draw([37, 65, 10], 0, RELU, dtype))
     assert got["dx"].shape == (0, 37)
@@ -53,6 +55,7 @@ def test_wide_layers_span_cache_blocks(isa: str, dtype: torch.dtype) -> None:
     check(draw([600, 513, 260], 300, TANH, dtype))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("columns", [1024, 600])
 def test_rows_4096_bytes_apart(isa: str, dtype: torch.dtype, columns: int) -> None:
     net = draw([columns, 80, 512], 50, TANH, dtype)
@@ -61,6 +64,7 @@ def test_rows_4096_bytes_apart(isa: str, dtype: torch.dtype, columns: int) -> No
     check(net)
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("batch", "sizes"),
@@ -92,6 +96,7 @@ def subsets() -> list[tuple[str, ...]]:
     return [c for size in range(1, 6) for c in itertools.combinations(names, size)]
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("needed", subsets(), ids=" ".join)
 @pytest.mark.parametrize("activation", [RELU, GELU], ids=str)
 def test_each_subset_of_gradients(dtype: torch.dtype, activation: Activation, needed: tuple[str, ...]) -> None:
@@ -113,6 +118,7 @@ def test_each_subset_asked_of_a_network_that_needs_all(dtype: torch.dtype, asked
     check(net, dict(zip(asked, got, strict=True)))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__doc__)
 def test_layouts(isa: str, dtype: torch.dtype, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
     for m, k in [(2, 3), (17, 40), (70, 33)]:
@@ -122,6 +128,7 @@ def test_layouts(isa: str, dtype: torch.dtype, layout: Callable[[torch.Tensor], 
         check(replace(net, w=[layout(net.w[0])], b=[layout(net.b[0].expand(3, -1))[1]]))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__doc__)
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, GELU], ids=str)
 def test_layouts_of_the_incoming_gradient(
@@ -151,6 +158,7 @@ def test_gradients_through_views_of_the_output(isa: str, dtype: torch.dtype) -> 
     check(net, {name: leaf.grad for name, leaf in leaves.leaves.items()})
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3), (2, 1, 3), (2, 3, 1, 2), (2, 0, 3)], ids=str)
 def test_leading_dimensions(isa: str, dtype: torch.dtype, lead: tuple[int, ...]) -> None:
     check(draw([9, 20, 4], lead, RELU, dtype))
@@ -184,6 +192,7 @@ def test_a_different_activation_in_each_layer(isa: str, dtype: torch.dtype) -> N
         check(draw([19, 20, 33, 40, 17, 50, 4], 18, activations, dtype))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("name", ["heaviside", "sign"])
 def test_nothing_passes_a_threshold_unit(isa: str, dtype: torch.dtype, name: str) -> None:
     got = results(native, draw([9, 20, 4], 18, [TANH, named(name)], dtype))

@@ -37,7 +37,9 @@ def agrees(model: nn.Sequential, x: Tensor | None = None) -> Tensor:
     expected = results(nn.Sequential(*model), leaves, x)
     for _ in range(2):  # as found, and as kept from the first call
         actual = results(model, leaves, x)
-        torch.testing.assert_close(actual, expected)
+        # In 16 bits torch rounds more often, and what cancels keeps the rounding of its terms.
+        halves = {"rtol": 0.02, "atol": 0.02} if x.dtype in (torch.bfloat16, torch.float16) else {}
+        torch.testing.assert_close(actual, expected, **halves)
     return actual[0]
 
 

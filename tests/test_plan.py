@@ -9,6 +9,7 @@ from typing import Optional
 import pytest
 import torch
 from reference import check, draw, named
+from shapes import EVERY_DTYPE
 from torch.utils.data import DataLoader, Dataset
 
 import pyperc
@@ -37,6 +38,7 @@ def thresholds() -> Iterator[None]:
     _C.set_thresholds(before)
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_by_value(isa: str, dtype: torch.dtype, path: str) -> None:
     _C.set_thresholds(PATHS[path])

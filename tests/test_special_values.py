@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from reference import ACTIVATIONS, ALTERED, Activation, Network, composition, named, native, results
-from shapes import awkward_sizes
+from shapes import EVERY_DTYPE, awkward_sizes
 from torch import Tensor
 
 from pyperc import _C
@@ -69,6 +69,7 @@ def close(got: Tensor, own: Tensor, reference: Tensor, what: str, slack: float =
     assert not at, f"{what}: at {at[0]} {got[at[0]].item()}, torch {own[at[0]].item()}, exact {reference[at[0]].item()}"
 
 
+@EVERY_DTYPE
 @EVERY_ACTIVATION
 def test_activation_at_every_position_of_a_row(isa: str, dtype: torch.dtype, activation: Activation) -> None:
     _, nr = _C.tile(isa, dtype)
@@ -88,6 +89,7 @@ def test_activation_at_every_position_of_a_row(isa: str, dtype: torch.dtype, act
             )
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("name", ["identity", "relu", "leaky_relu", "hardtanh", "tanh", "gelu", "silu", "elu"])
 def test_denormals_are_not_flushed(isa: str, dtype: torch.dtype, name: str) -> None:
     info = torch.finfo(dtype)
@@ -96,13 +98,17 @@ def test_denormals_are_not_flushed(isa: str, dtype: torch.dtype, name: str) -> N
     assert (got > 0).all()
     assert (got < info.smallest_normal).all()
     got = _C.mlp(torch.ones(3, 1, dtype=dtype), [s[:, None]], [None], named_chain("identity"))
-    assert (got == s).all()
+    if isa == "avx512_bf16" and dtype == torch.bfloat16:
+        assert (got == 0).all()  # products of pairs take denormals for zero, as larger products of torch do there
+    else:
+        assert (got == s).all()
 
 
 def named_chain(*names: str) -> _C.Chain:
     return _C.Chain([(name, list(named(name).parameters)) for name in names])
 
 
+@EVERY_DTYPE
 @EVERY_ACTIVATION
 def test_special_summations_forward_and_backward(isa: str, dtype: torch.dtype, activation: Activation) -> None:
     """With one input x = 1, s is w and dw = db = dy f'(s), so every special s meets every special dy."""
@@ -146,6 +152,7 @@ def test_special_summations_forward_and_backward(isa: str, dtype: torch.dtype, a
         same_kind(got["dw[0]"], own["dw[0]"], f"{activation}, dy = {dy}, dw[0]", reference["dw[0]"])
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "huge"], ids=str)
 @pytest.mark.parametrize("place", ["x", "w", "b", "dy"])
 def test_special_values_through_the_products(isa: str, dtype: torch.dtype, place: str, value: float | str) -> None:
@@ -170,6 +177,7 @@ def test_special_values_through_the_products(isa: str, dtype: torch.dtype, place
             assert torch.equal(got[name][ordinary], own[name][ordinary]), name
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "identity", "leaky_relu", "softplus"])
 def test_a_special_sample_spoils_no_other_sample(isa: str, dtype: torch.dtype, name: str, value: float) -> None:
@@ -189,6 +197,7 @@ def test_a_special_sample_spoils_no_other_sample(isa: str, dtype: torch.dtype, n
         assert torch.equal(got["dx"][others], clean["dx"][others])
 
 
+@EVERY_DTYPE
 def test_a_product_with_no_terms_of_its_own_is_not_read(isa: str, dtype: torch.dtype) -> None:
     """Memory around the operands holds NaN: reading past a row shows, writing past one too."""
     mr, nr = _C.tile(isa, dtype)

@@ -109,12 +109,13 @@ def test_only_the_instruction_sets_own_functions_use_them() -> None:
 
 @pytest.mark.parametrize("isa", VECTOR_ISAS)
 def test_each_instruction_set_is_used(isa: str) -> None:
-    register = {"avx2": "%ymm", "avx512": "%zmm"}[isa]
+    register = {"avx2": "%ymm", "avx512": "%zmm", "avx512_bf16": "%zmm"}[isa]
     own = [text for function, text in vector_instructions(LIBRARY) if owner(function) == isa]
     assert sum(register in text for text in own) > 100
     assert any("vfmadd" in text for text in own)
     if isa == "avx2":
         assert not any("%zmm" in text for text in own)
+    assert any("vdpbf16ps" in text for text in own) == (isa == "avx512_bf16")
 
 
 def test_no_symbol_of_an_instruction_set_can_be_merged() -> None:
@@ -184,6 +185,7 @@ def test_the_check_finds_weak_symbols(tmp_path: Path) -> None:
         ("_ZN6pyperc4avx2L4gemmEv.constprop.0", "avx2"),
         ("_ZN6pyperc6avx51212_GLOBAL__N_14gemmEv.cold", "avx512"),
         ("_ZZN6pyperc6avx5124gemmEvENKUlvE_clEv", "avx512"),
+        ("_ZN6pyperc11avx512_bf164gemmEv", "avx512_bf16"),
         ("_ZNK6pyperc4avx26Vector3sumEv", "avx2"),
         ("_ZN6pyperc4gemmIN4avx2EEEvv", None),
         ("_ZN6pyperc5avx224gemmEv", None),

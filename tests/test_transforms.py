@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from reference import ACTIVATIONS, ALTERED, Activation, check, composition, draw, named, native, peak, results
+from reference import ACTIVATIONS, ALTERED, Activation, check, composition, draw, named, native, peak
 from small import F64, as_function, same, small
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -141,21 +141,6 @@ def test_autocast_that_is_switched_off_inside() -> None:
     net = draw([30, 40, 7], 9, RELU, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
         assert native(net).dtype == torch.float32
-
-
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS + ALTERED, ids=str)
-def test_half_precisions_run_the_composition(activation: Activation, half: torch.dtype) -> None:
-    net = draw([30, 40, 7], 9, activation, torch.float32).to(half)
-    plan = _C.plan(net.x, net.w, net.b, net.chain)
-    assert plan["path"] == "aten"
-    assert plan["reason"]
-    got, want = results(native, net), results(composition, net)
-    for name in got:
-        assert got[name].dtype == half
-        assert peak(got[name].double() - want[name].double()) <= 4 * torch.finfo(half).eps * max(
-            peak(want[name]), 1e-3
-        ), name
 
 
 def test_parameters_whose_derivative_the_output_cannot_give_run_the_composition() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import ACTIVATIONS, ALTERED, Activation, Network, check_forward, draw, formula, named, native
-from shapes import LAYOUTS, awkward_sizes, networks_around_the_tile, spread_leads, strided
+from shapes import EVERY_DTYPE, LAYOUTS, awkward_sizes, networks_around_the_tile, spread_leads, strided
 
 from pyperc import _C
 
@@ -43,6 +43,7 @@ def test_sizes_around_the_tile(isa: str, dtype: torch.dtype, k: int) -> None:
             check_forward(draw([k, n], m, TANH, dtype, bias=n % 2 == 1, seed=m))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 4, 5, 17, 1000])
 def test_batches(isa: str, dtype: torch.dtype, batch: int) -> None:
     check_forward(draw([37, 65, 10], batch, [RELU, named("identity")], dtype))
@@ -60,6 +61,7 @@ def test_wide_layers_span_cache_blocks(isa: str, dtype: torch.dtype, sizes: list
     check_forward(draw(sizes, 70, RELU, dtype))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("columns", [1024, 1000, 600])
 def test_rows_4096_bytes_apart(isa: str, dtype: torch.dtype, columns: int) -> None:
     net = draw([columns, 80, 33], 50, [TANH, TANH], dtype)
@@ -69,6 +71,7 @@ def test_rows_4096_bytes_apart(isa: str, dtype: torch.dtype, columns: int) -> No
     check_forward(net)
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [[300, 260, 300], [64, 64, 64], [17, 900]], ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("batch", [3, 64, 700])
@@ -77,6 +80,7 @@ def test_threads(dtype: torch.dtype, batch: int, sizes: list[int], threads: int)
     check_forward(draw(sizes, batch, GELU, dtype))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__doc__)
 def test_layouts_of_the_input(isa: str, dtype: torch.dtype, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
     for m, k in [(2, 3), (17, 40), (70, 33)]:
@@ -85,6 +89,7 @@ def test_layouts_of_the_input(isa: str, dtype: torch.dtype, layout: Callable[[to
         check_forward(net)
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__doc__)
 def test_layouts_of_the_weights_and_biases(
     isa: str, dtype: torch.dtype, layout: Callable[[torch.Tensor], torch.Tensor]
@@ -103,6 +108,7 @@ def test_leading_dimensions(isa: str, dtype: torch.dtype, lead: tuple[int, ...])
     assert native(net).shape == (*lead, 4)
 
 
+@EVERY_DTYPE
 def test_leading_dimensions_that_cannot_be_viewed_as_one(isa: str, dtype: torch.dtype) -> None:
     net = draw([9, 20, 4], (6, 5), TANH, dtype)
     net.x = net.x.transpose(0, 1)
@@ -119,6 +125,7 @@ def test_leading_dimensions_of_size_one_between_others(dtype: torch.dtype, lead:
             check_forward(replace(net, x=x))
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("bias", [[True, False, True], [False, True, False], [False, False, True]], ids=str)
 def test_biases_of_some_layers(isa: str, dtype: torch.dtype, bias: list[bool]) -> None:
     check_forward(draw([9, 20, 33, 4], 18, TANH, dtype, bias=bias))
@@ -144,6 +151,7 @@ def test_the_output_is_an_ordinary_tensor(isa: str, dtype: torch.dtype) -> None:
     assert peak_of(again) > 0
 
 
+@EVERY_DTYPE
 def test_the_output_of_an_identity_network_is_no_alias_of_its_input(isa: str, dtype: torch.dtype) -> None:
     net = Network(
         torch.randn(3, 3, dtype=dtype),
@@ -172,6 +180,7 @@ def test_an_affine_network_is_one_affine_layer(isa: str, dtype: torch.dtype) -> 
     torch.testing.assert_close(native(net), collapsed)
 
 
+@EVERY_DTYPE
 def test_threshold_units_compute_boolean_functions(isa: str, dtype: torch.dtype) -> None:
     """Lecture 3.1: or is 1{u + v - 0.5 >= 0}, and is 1{u + v - 1.5 >= 0}, not is 1{-u + 0.5 >= 0}.
 

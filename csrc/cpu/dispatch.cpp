@@ -17,6 +17,9 @@ extern const Isa isa;
 namespace avx512 {
 extern const Isa isa;
 }
+namespace avx512_bf16 {
+extern const Isa isa;
+}
 #endif
 
 const std::vector<const Isa*>& isas_built() {
@@ -25,6 +28,7 @@ const std::vector<const Isa*>& isas_built() {
 #if defined(__x86_64__)
       &avx2::isa,
       &avx512::isa,
+      &avx512_bf16::isa,
 #endif
   };
   return list;

@@ -14,17 +14,18 @@
 // of MC x KC of a stays beside it. Measured on Zen 5 at 1024 and 2048 cubed: 512 runs 5 to 10% faster than 256, 384 or
 // 768, as c is read and written less often.
 constexpr int64_t KC = 512;
-template <class T>
-constexpr int64_t MC = 448 * 1024 / (KC * static_cast<int64_t>(sizeof(T))) / MR * MR;
+template <class E>
+constexpr int64_t MC = 448 * 1024 / (KC * static_cast<int64_t>(sizeof(E))) / MR * MR;
 
 enum class Unit { Row, Column };  // which stride of a is 1: along a row (cs), or along a column (rs)
 
-template <class T>
+// E: the operands of a product; T: its sums, in vectors of as many lanes as those of E.
+template <class E, class T = Sum<E>>
 struct Micro {
   int64_t k;
-  const T* a;
+  const E* a;
   int64_t stride;  // of a: the one that is not 1
-  const T* b;
+  const E* b;
   int64_t ldb;
   T* c;
   int64_t ldc;
@@ -32,8 +33,20 @@ struct Micro {
   int64_t ld_init;
   int columns;  // of the last vector, where it is partial
 };
-template <class T>
-using Microkernel = void (*)(const Micro<T>&, const Parameters&);
+template <class E>
+using Microkernel = void (*)(const Micro<E>&, const Parameters&);
+
+PYPERC_INLINE Vector<float> broadcast(float x) { return splat<Vector<float>>(x); }
+PYPERC_INLINE Vector<double> broadcast(double x) { return splat<Vector<double>>(x); }
+
+template <class E>
+PYPERC_INLINE Vector<Sum<E>> multiply_add(Vector<E> a, Vector<E> b, Vector<Sum<E>> c) {
+  if constexpr (Operands<E>::TERMS == 2) {
+    return dot_pairs(a, b, c);
+  } else {
+    return fma(a, b, c);
+  }
+}
 
 template <class T, bool PARTIAL>
 PYPERC_INLINE Vector<T> load_columns(const T* p, int columns) {
@@ -44,11 +57,12 @@ PYPERC_INLINE Vector<T> load_columns(const T* p, int columns) {
   }
 }
 
-template <class T, int ROWS, int VECTORS, bool PARTIAL, Unit UNIT, class A>
-void microkernel(const Micro<T>& g, const Parameters& parameters) {
+template <class E, int ROWS, int VECTORS, bool PARTIAL, Unit UNIT, class A>
+void microkernel(const Micro<E>& g, const Parameters& parameters) {
+  using T = Sum<E>;
   constexpr int W = WIDTH<T>;
   Vector<T> acc[ROWS][VECTORS];
-  const T* b = g.b;
+  const E* b = g.b;
   const int64_t ldb = g.ldb, k = g.k;
   PYPERC_UNROLL
   for (int i = 0; i < ROWS; ++i) {
@@ -64,19 +78,19 @@ void microkernel(const Micro<T>& g, const Parameters& parameters) {
     for (int j = 0; j < VECTORS; ++j) __builtin_prefetch(g.c + i * g.ldc + j * W, 1);
   }
   const auto step = [&](auto a_at) __attribute__((always_inline)) {
-    Vector<T> row[VECTORS];
+    Vector<E> row[VECTORS];
     PYPERC_UNROLL
-    for (int j = 0; j < VECTORS; ++j) row[j] = load_columns<T, PARTIAL>(b + j * W, g.columns);
+    for (int j = 0; j < VECTORS; ++j) row[j] = load_columns<E, PARTIAL>(b + j * W, g.columns);
     PYPERC_UNROLL
     for (int i = 0; i < ROWS; ++i) {
-      const Vector<T> a = splat<Vector<T>>(a_at(i));
+      const Vector<E> a = broadcast(a_at(i));
       PYPERC_UNROLL
-      for (int j = 0; j < VECTORS; ++j) acc[i][j] = fma(a, row[j], acc[i][j]);
+      for (int j = 0; j < VECTORS; ++j) acc[i][j] = multiply_add<E>(a, row[j], acc[i][j]);
     }
     b += ldb;
   };
   if constexpr (UNIT == Unit::Column) {
-    const T* a = g.a;
+    const E* a = g.a;
     for (int64_t p = 0; p < k; ++p, a += g.stride) {
       step([&](int i) __attribute__((always_inline)) { return a[i]; });
     }
@@ -84,7 +98,7 @@ void microkernel(const Micro<T>& g, const Parameters& parameters) {
     // One pointer for three rows: x86 addresses base, base + stride and base + 2 stride without further registers.
     // The barrier keeps the compiler from turning them into one pointer a row, which would spill.
     constexpr int GROUPS = (ROWS + 2) / 3;
-    const T* a[GROUPS];
+    const E* a[GROUPS];
     PYPERC_UNROLL
     for (int i = 0; i < GROUPS; ++i) a[i] = g.a + 3 * i * g.stride;
     const int64_t stride = g.stride;
@@ -127,51 +141,52 @@ struct Constant {
 };
 
 constexpr Tile tile_of(int width) { return {MR, ACCUMULATORS, width}; }
+static_assert(ACCUMULATORS * WIDTH<float> <= Tile::MOST_ELEMENTS);
 
 // The microkernels of one activation, by the unit stride of a, vectors (log2) and rows; partial ones have one vector.
-template <class T>
+template <class E>
 struct MicrokernelTable {
-  Microkernel<T> full[2][4][MR + 1] = {};
-  Microkernel<T> partial[2][MR + 1] = {};
+  Microkernel<E> full[2][4][MR + 1] = {};
+  Microkernel<E> partial[2][MR + 1] = {};
 
-  PYPERC_INLINE Microkernel<T> get(Unit unit, int vectors, int rows) const {
+  PYPERC_INLINE Microkernel<E> get(Unit unit, int vectors, int rows) const {
     return full[static_cast<int>(unit)][__builtin_ctz(vectors)][rows];
   }
 };
 
-template <class T, class A, Unit UNIT, int... I>
-constexpr void fill(MicrokernelTable<T>& table, Indices<I...>) {
-  constexpr Tile tile = tile_of(WIDTH<T>);
+template <class E, class A, Unit UNIT, int... I>
+constexpr void fill(MicrokernelTable<E>& table, Indices<I...>) {
+  constexpr Tile tile = tile_of(WIDTH<Sum<E>>);
   constexpr int U = static_cast<int>(UNIT);
   const auto one = [&](auto row) {
     constexpr int ROWS = decltype(row)::value;
-    table.full[U][0][ROWS] = microkernel<T, ROWS, 1, false, UNIT, A>;
-    if constexpr (ROWS <= tile.rows(2)) table.full[U][1][ROWS] = microkernel<T, ROWS, 2, false, UNIT, A>;
-    if constexpr (ROWS <= tile.rows(4)) table.full[U][2][ROWS] = microkernel<T, ROWS, 4, false, UNIT, A>;
-    if constexpr (ROWS <= tile.rows(8)) table.full[U][3][ROWS] = microkernel<T, ROWS, 8, false, UNIT, A>;
-    if constexpr (BYTES > 0) table.partial[U][ROWS] = microkernel<T, ROWS, 1, true, UNIT, A>;
+    table.full[U][0][ROWS] = microkernel<E, ROWS, 1, false, UNIT, A>;
+    if constexpr (ROWS <= tile.rows(2)) table.full[U][1][ROWS] = microkernel<E, ROWS, 2, false, UNIT, A>;
+    if constexpr (ROWS <= tile.rows(4)) table.full[U][2][ROWS] = microkernel<E, ROWS, 4, false, UNIT, A>;
+    if constexpr (ROWS <= tile.rows(8)) table.full[U][3][ROWS] = microkernel<E, ROWS, 8, false, UNIT, A>;
+    if constexpr (BYTES > 0) table.partial[U][ROWS] = microkernel<E, ROWS, 1, true, UNIT, A>;
   };
   (one(Constant<I + 1>{}), ...);
 }
-template <class T, class A>
-constexpr MicrokernelTable<T> make_table() {
-  MicrokernelTable<T> table;
-  fill<T, A, Unit::Row>(table, typename MakeIndices<MR>::type{});
-  fill<T, A, Unit::Column>(table, typename MakeIndices<MR>::type{});
+template <class E, class A>
+constexpr MicrokernelTable<E> make_table() {
+  MicrokernelTable<E> table;
+  fill<E, A, Unit::Row>(table, typename MakeIndices<MR>::type{});
+  fill<E, A, Unit::Column>(table, typename MakeIndices<MR>::type{});
   return table;
 }
-template <class T, class A>
+template <class E, class A>
 struct MicrokernelsOf {
-  static constexpr MicrokernelTable<T> table = make_table<T, A>();
+  static constexpr MicrokernelTable<E> table = make_table<E, A>();
 };
 
 // The table whose epilogue is f, or null where f is applied to the finished tile.
-template <class T>
-const MicrokernelTable<T>* microkernels(Activation activation) {
+template <class E>
+const MicrokernelTable<E>* microkernels(Activation activation) {
   switch (activation) {
 #define X(A)                                                                                       \
   case Activation::A:                                                                              \
-    if constexpr (A::epilogue == Epilogue::Registers) return &MicrokernelsOf<T, pyperc::A>::table; \
+    if constexpr (A::epilogue == Epilogue::Registers) return &MicrokernelsOf<E, pyperc::A>::table; \
     return nullptr;
     PYPERC_ACTIVATIONS(X)
 #undef X
@@ -180,13 +195,15 @@ const MicrokernelTable<T>* microkernels(Activation activation) {
 }
 
 // What is done to a finished tile of c: nothing where the microkernel's epilogue has done it.
-template <class T>
-void finish(const Gemm<T>& g, MapFunction<T> map, int64_t i, int64_t j, int64_t rows, int64_t columns) {
-  T* c = g.c + i * g.ldc + j;
-  Map<T> tile{rows, columns, c, g.ldc, c, g.ldc, c, g.ldc, nullptr, g.parameters};
+template <class E, class T = Sum<E>>
+void finish(const Gemm<E>& g, MapFunction<T> map, T* c, int64_t ldc, int64_t i, int64_t j, int64_t rows,
+            int64_t columns) {
+  Map<T> tile{rows, columns, c, ldc, c, ldc, c, ldc, nullptr, g.parameters};
   if (g.after == After::Activate) {
-    tile.out = g.x + i * g.ldx + j;
-    tile.ld_out = g.ldx;
+    if (g.x != g.c) {
+      tile.out = g.x + i * g.ldx + j;
+      tile.ld_out = g.ldx;
+    }
   } else {
     if (g.saved) {
       tile.saved = g.saved + i * g.ld_saved + j;
@@ -205,50 +222,58 @@ struct Tiles {
   int rows(int64_t t) const { return static_cast<int>(begin(t + 1) - begin(t)); }
 };
 
-// A block of rows [i, i + m) of c and of k: where it begins in a, b and init, and how a is read.
-template <class T>
+// A block of rows [i, i + m) of c and of k: where it begins in a, b and init, and how a is read; what becomes of its
+// tiles.
+template <class E>
 struct Block {
   int64_t i, m;
-  const T* packed_a;  // null: in place
-  Micro<T> micro;
+  const E* packed_a;  // null: in place
+  Micro<E> micro;
+  MapFunction<Sum<E>> map;
+  decltype(Gemm<E>::finished) finished;
 };
 
 // Columns [j, j + columns) of a block of c, at most a panel.
-template <class T>
-void strip(const Gemm<T>& g, const MicrokernelTable<T>& table, MapFunction<T> map, const Block<T>& block, int vectors,
-           int64_t j, int64_t columns) {
+template <class E>
+void strip(const Gemm<E>& g, const MicrokernelTable<E>& table, const Block<E>& block, int vectors, int64_t j,
+           int64_t columns) {
+  using T = Sum<E>;
   constexpr Tile tile = tile_of(WIDTH<T>);
+  alignas(64) T scratch[ACCUMULATORS * WIDTH<T>];
   const Unit unit = g.a.cs == 1 ? Unit::Row : Unit::Column;
-  Micro<T> micro = block.micro;
-  const T *a = micro.a, *init = micro.init;
+  Micro<E> micro = block.micro;
+  const E* a = micro.a;
+  const T* init = micro.init;
   for (int64_t taken; columns > 0; j += taken, columns -= taken, micro.b += taken) {
     // Full vectors in the widest tile that fits, then the partial one.
     while (vectors > 1 && vectors * tile.width > columns) vectors /= 2;
     const bool partial = columns < vectors * tile.width;
     taken = partial ? columns : vectors * tile.width;
     micro.columns = static_cast<int>(taken);
+    if (!g.c) micro.ldc = vectors * tile.width;
     const Tiles tiles(block.m, tile.rows(vectors));
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t i = tiles.begin(t);
       const int rows = tiles.rows(t);
       micro.a = block.packed_a ? block.packed_a + i * micro.k : a + i * g.a.rs;
       if (block.packed_a) micro.stride = rows;
-      micro.c = g.c + (block.i + i) * g.ldc + j;
+      micro.c = g.c ? g.c + (block.i + i) * g.ldc + j : scratch;
       micro.init = init ? init + i * micro.ld_init + j : nullptr;
       (partial ? table.partial[static_cast<int>(unit)][rows] : table.get(unit, vectors, rows))(micro, g.parameters);
-      if (map) finish(g, map, block.i + i, j, rows, taken);
+      if (block.map) finish(g, block.map, micro.c, micro.ldc, block.i + i, j, rows, taken);
+      if (block.finished) block.finished(g.context, micro.c, micro.ldc, block.i + i, j, rows, taken);
     }
   }
 }
 
 // A block of a whose columns are contiguous, tile by tile, so that the microkernel reads one stream:
 // tile 0: a(0..13, 0), a(0..13, 1), ...; tile 1: ...
-template <class T>
-void pack_a(const T* a, int64_t cs, int64_t m, int64_t k, T* packed) {
-  constexpr int W = WIDTH<T>;
+template <class E>
+void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
+  constexpr int W = WIDTH<Sum<E>>;
   const Tiles tiles(m, MR);
   for (int64_t t = 0; t < tiles.count; ++t) {
-    const T* from = a + tiles.begin(t);
+    const E* from = a + tiles.begin(t);
     const int rows = tiles.rows(t);
     for (int64_t p = 0; p < k; ++p, from += cs, packed += rows) {
       int i = 0;
@@ -258,23 +283,24 @@ void pack_a(const T* a, int64_t cs, int64_t m, int64_t k, T* packed) {
   }
 }
 
-template <class T>
-void gemm(const Gemm<T>& g) {
+template <class E>
+void gemm(const Gemm<E>& g) {
+  using T = Sum<E>;
   constexpr Tile tile = tile_of(WIDTH<T>);
   const int vectors = g.panel ? static_cast<int>(g.panel / tile.width) : tile.vectors(g.m);
   const int64_t width = vectors * tile.width;
-  const MicrokernelTable<T>* plain = &MicrokernelsOf<T, Identity>::table;
-  const MicrokernelTable<T>* fused = g.after == After::Activate && g.x == g.c ? microkernels<T>(g.activation) : nullptr;
-  const int64_t row_blocks = (g.m + MC<T> - 1) / MC<T>;
+  const MicrokernelTable<E>* plain = &MicrokernelsOf<E, Identity>::table;
+  const MicrokernelTable<E>* fused = g.after == After::Activate && g.x == g.c ? microkernels<E>(g.activation) : nullptr;
+  const int64_t row_blocks = (g.m + MC<E> - 1) / MC<E>;
   const int64_t k_blocks = g.k > KC ? (g.k + KC - 1) / KC : 1;
   for (int64_t r = 0; r < row_blocks; ++r) {
-    Block<T> block{};
+    Block<E> block{};
     block.i = g.m * r / row_blocks;
     block.m = g.m * (r + 1) / row_blocks - block.i;
     for (int64_t q = 0; q < k_blocks; ++q) {
       const int64_t p = g.k * q / k_blocks;
       const bool last = q == k_blocks - 1;
-      Micro<T>& micro = block.micro;
+      Micro<E>& micro = block.micro;
       micro.k = g.k * (q + 1) / k_blocks - p;
       micro.a = g.a.data + block.i * g.a.rs + p * g.a.cs;
       micro.stride = g.a.cs == 1 ? g.a.rs : g.a.cs;
@@ -287,10 +313,11 @@ void gemm(const Gemm<T>& g) {
         pack_a(micro.a, g.a.cs, block.m, micro.k, g.a_block);
         block.packed_a = g.a_block;
       }
-      const MapFunction<T> map = last && !fused ? map_of(g) : nullptr;
+      block.map = last && !fused ? map_of(g) : nullptr;
+      block.finished = last ? g.finished : nullptr;
       for (int64_t j = 0; j < g.n; j += width) {
         micro.b = g.panel ? g.b + j / g.panel * g.ldb + p * g.panel : g.b + p * g.ldb + j;
-        strip(g, last && fused ? *fused : *plain, map, block, vectors, j, g.n - j < width ? g.n - j : width);
+        strip(g, last && fused ? *fused : *plain, block, vectors, j, g.n - j < width ? g.n - j : width);
       }
     }
   }
@@ -350,7 +377,7 @@ void dot(const Gemm<T>& g) {
     case 4: dot_columns<T, 4>(g); break;
     default: return;
   }
-  if (const MapFunction<T> map = map_of(g)) finish(g, map, 0, 0, g.m, g.n);
+  if (const MapFunction<T> map = map_of(g)) finish(g, map, g.c, g.ldc, 0, 0, g.m, g.n);
 }
 
 // W x W blocks of the transpose of b, through registers; out has rows of `panel` elements.

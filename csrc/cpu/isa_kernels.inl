@@ -11,6 +11,7 @@ namespace math {
 #include "map.inl"
 #include "gemm.inl"
 #include "linear_model.inl"
+#include "half.inl"
 // clang-format on
 
 template <class T>

@@ -1,6 +1,7 @@
 // What an ISA offers: a table of functions over plain structs, one table per element type.
 #pragma once
 
+#include "../core/half.h"
 #include "../core/linear_model.h"
 #include "../core/mlp.h"
 
@@ -13,6 +14,7 @@ struct Tile {
   int width;         // elements of a vector
 
   static constexpr int WIDEST = 8;
+  static constexpr int MOST_ELEMENTS = 1024;  // of any tile of any ISA
   PYPERC_INLINE constexpr int rows(int vectors) const {
     return accumulators / vectors < mr ? accumulators / vectors : mr;
   }
@@ -50,13 +52,15 @@ using MapFunction = void (*)(const Map<T>&);
 //   c = init + a b, then what `after` says, per tile while it is in the first-level cache:
 //   Activate       x = f(c); x may be c
 //   Differentiate  c = c * f'(saved), db += column sums of c
-template <class T>
+// then `finished`, which sees every tile of c once. E is the type of the operands, T that of the sums; k counts
+// operands.
+template <class E, class T = Sum<E>>
 struct Gemm {
   int64_t m, n, k;
-  Matrix<const T> a;   // [m, k], one of its strides is 1
-  const T* b;          // [k, n]: unit column stride and row stride ldb; or packed in panels of `panel` columns
+  Matrix<const E> a;   // [m, k], one of its strides is 1
+  const E* b;          // [k, n]: unit column stride and row stride ldb; or packed in panels of `panel` columns
   int64_t ldb, panel;  // panel > 0: panel q begins at b + q * ldb and holds rows of `panel` elements
-  T* c;
+  T* c;                // null where only `finished` reads it and k <= Kernels::kc: each tile is then made in one place
   int64_t ldc;
   const T* init;  // null: zero; row stride ld_init: 0 for a bias, ldc to add to c
   int64_t ld_init;
@@ -68,7 +72,10 @@ struct Gemm {
   const T* saved = nullptr;
   int64_t ld_saved = 0;
   T* db = nullptr;
-  T* a_block = nullptr;  // room for `Kernels::a_block` elements where a's columns are contiguous and lie far apart
+  E* a_block = nullptr;  // room for `Kernels::a_block` elements where a's columns are contiguous and lie far apart
+  // Rows [i, i + rows) and columns [j, j + columns) of c.
+  void (*finished)(void* context, T* c, int64_t ldc, int64_t i, int64_t j, int64_t rows, int64_t columns) = nullptr;
+  void* context = nullptr;
 };
 
 template <class T>
@@ -90,21 +97,55 @@ struct Kernels {
   void (*dual_descent)(DualDescent<T>&);
 };
 
+// Products of matrices that are stored as S and multiplied as E.
+template <class S, class E>
+struct OperandKernels {
+  int64_t kc, a_block;
+  void (*gemm)(const Gemm<E>&) = nullptr;  // null where the ISA has none
+  // c [m, n] = init + a b^T for m <= dot_rows, b [n, k] in place with row stride ldb. k counts terms, not operands: a
+  // has zeros up to a whole number of operands.
+  void (*dot)(const Gemm<E>&, const S* b) = nullptr;
+  // Packs b [k, n] of any strides as `Kernels::pack` does, k counting terms; a last operand that they do not fill is
+  // filled with zero.
+  void (*pack)(Matrix<const S> b, int64_t k, int64_t n, int64_t panel, E* packed) = nullptr;
+};
+
+// The kernels of a 16-bit format. What stands between products is float32.
+template <class S>
+struct HalfKernels {
+  Tile tile;
+  int dot_rows;
+  OperandKernels<S, float> widened;
+  OperandKernels<S, Pair> paired;  // preferred, where the ISA has them
+  const MapFunction<float>* activate;
+  const MapFunction<float>* differentiate;
+  // out = in, over rows x columns; narrow rounds to nearest, ties to even.
+  void (*widen)(int64_t rows, int64_t columns, const S* in, int64_t ld_in, float* out, int64_t ld_out);
+  void (*narrow)(int64_t rows, int64_t columns, const float* in, int64_t ld_in, S* out, int64_t ld_out);
+
+  template <class E>
+  const OperandKernels<S, E>& products() const {
+    if constexpr (Operands<E>::TERMS == 2) {
+      return paired;
+    } else {
+      return widened;
+    }
+  }
+};
+
 struct Isa {
   const char* name;
   bool (*runs_here)();
   Kernels<float> f32;
   Kernels<double> f64;
+  HalfKernels<BFloat16> bf16;
+  HalfKernels<Half> f16;
   double (*probe)(double seconds);  // FMA peak of the calling thread, flop/s in float32
 
-  template <class T>
-  const Kernels<T>& kernels() const {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      return f32;
-    } else {
-      return f64;
-    }
-  }
+  const auto& kernels(float) const { return f32; }
+  const auto& kernels(double) const { return f64; }
+  const auto& kernels(BFloat16) const { return bf16; }
+  const auto& kernels(Half) const { return f16; }
 };
 
 }  // namespace pyperc

@@ -78,8 +78,8 @@ constexpr MapFunction<T> DIFFERENTIATE[] = {
 #undef X
 };
 
-template <class T>
-MapFunction<T> map_of(const Gemm<T>& g) {
+template <class E, class T = Sum<E>>
+MapFunction<T> map_of(const Gemm<E>& g) {
   switch (g.after) {
     case After::Activate:
       if (g.activation == Activation::Identity && g.x == g.c) return nullptr;

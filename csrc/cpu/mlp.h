@@ -31,4 +31,18 @@ template <class T>
 void backward(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass, const Parallel& parallel,
               void* workspace);
 
+// The same for networks that are stored in 16 bits, whose other weights are always packed.
+template <class S>
+bool reads_rows(const HalfKernels<S>& kernels, const Plan& plan, Matrix<const S> w);
+template <class S>
+size_t forward_workspace(const HalfKernels<S>& kernels, const Plan& plan, const Forward<S>& pass);
+template <class S>
+size_t backward_workspace(const HalfKernels<S>& kernels, const Plan& plan, const Backward<S>& pass);
+template <class S>
+void forward(const HalfKernels<S>& kernels, const Plan& plan, const Forward<S>& pass, const Parallel& parallel,
+             void* workspace);
+template <class S>
+void backward(const HalfKernels<S>& kernels, const Plan& plan, const Backward<S>& pass, const Parallel& parallel,
+              void* workspace);
+
 }  // namespace pyperc

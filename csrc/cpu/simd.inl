@@ -15,6 +15,18 @@ struct Native<T, 0> {
   using unaligned = T;
 };
 
+// A pair of bfloat16 is loaded, stored and moved as an integer of its size.
+template <int SIZE>
+struct Native<Pair, SIZE> {
+  typedef int32_t type __attribute__((vector_size(SIZE)));
+  typedef int32_t unaligned __attribute__((vector_size(SIZE), aligned(alignof(Pair)), may_alias));
+};
+template <>
+struct Native<Pair, 0> {
+  using type = int32_t;
+  using unaligned = int32_t;
+};
+
 template <class T>
 using Vector = typename Native<T, BYTES>::type;
 template <class T>

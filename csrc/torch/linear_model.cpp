@@ -176,7 +176,7 @@ std::pair<Tensor, Optional> loss_and_gradient(const Tensor& input, const Tensor&
     block.ds = ds ? ds->data_ptr<T>() : nullptr;
     block.scale = static_cast<T>(scale);
     const py::gil_scoped_release unlocked;
-    loss(isa().kernels<T>(), choice.loss, block, torch_threads());
+    loss(isa().kernels(T{}), choice.loss, block, torch_threads());
     total = block.sum;
   });
   if (!sum) return {value, ds};
@@ -228,7 +228,7 @@ std::tuple<double, Tensor, Tensor> linear_objective(const Tensor& x, const Tenso
     const Parallel parallel = torch_threads();
     const Tensor workspace = at::detail::empty_cpu({objective_workspace(pass, parallel.threads)}, dtype);
     const py::gil_scoped_release unlocked;
-    objective(isa().kernels<T>(), pass, parallel, workspace.data_ptr<T>());
+    objective(isa().kernels(T{}), pass, parallel, workspace.data_ptr<T>());
     value = pass.value;
   });
   return {value, dw, db};
@@ -311,7 +311,7 @@ std::vector<int64_t> perceptron_epoch_from_python(const Tensor& x, const Tensor&
       g.step = step;
     }
     const py::gil_scoped_release unlocked;
-    perceptron_epoch(isa().kernels<T>(), list.data(), classes, torch_threads());
+    perceptron_epoch(isa().kernels(T{}), list.data(), classes, torch_threads());
     for (const PerceptronRows<T>& g : list) changes.push_back(g.count);
   });
   return changes;
@@ -351,7 +351,7 @@ std::pair<int64_t, double> dual_descent(const Tensor& x, const Tensor& y, const 
     g.tolerance = tolerance;
     g.seed = seed;
     const py::gil_scoped_release unlocked;
-    isa().kernels<T>().dual_descent(g);
+    isa().kernels(T{}).dual_descent(g);
     *b.data_ptr<double>() = g.b;
     return std::pair<int64_t, double>(g.epochs, g.violation);
   });

@@ -1,4 +1,5 @@
 // The Python module pyperc._C.
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -106,12 +107,15 @@ std::vector<std::string> names(const std::vector<const Isa*>& list) {
 }
 
 std::pair<int, int> tile(const std::string& name, py::object dtype) {
-  const bool wide = dtype.is(py::module_::import("torch").attr("float64"));
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "tile: dtype must be a torch.dtype, got ",
+                   Py_TYPE(dtype.ptr())->tp_name);
   for (const Isa* isa : isas_built()) {
-    if (isa->name == name) {
-      const Tile& tile = wide ? isa->f64.tile : isa->f32.tile;
-      return {tile.mr, tile.nr()};
-    }
+    if (isa->name != name) continue;
+    Tile tile{};
+    const bool known = visit(reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type,
+                             [&](auto zero) { tile = isa->kernels(zero).tile; });
+    TORCH_CHECK_VALUE(known, "tile: dtype must be one that has kernels, got ", py::str(dtype).cast<std::string>());
+    return {tile.mr, tile.nr()};
   }
   TORCH_CHECK_VALUE(false, "tile: isa must be one of ", c10::Join(", ", names(isas_built())), ", got '", name, "'");
 }

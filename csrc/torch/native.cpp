@@ -59,6 +59,12 @@ Tensor empty_rows(int64_t rows, int64_t columns, at::ScalarType dtype) {
   return at::detail::empty_strided_cpu(sizes, strides, dtype);
 }
 
+// The kernels have types of their own for what torch stores in 16 bits, so torch is not asked to check them.
+template <class T>
+T* data_of(const Tensor& t) {
+  return static_cast<T*>(const_cast<void*>(t.const_data_ptr()));
+}
+
 // A tensor as rows of its last dimension, without a copy where the strides of the leading dimensions allow it; `owner`
 // keeps a copy alive. A dimension of size one has an arbitrary stride, which is passed over.
 template <class T>
@@ -72,11 +78,11 @@ Matrix<T> rows_of(const Tensor& t, Tensor& owner) {
       rs = t.stride(d);
     } else if (t.stride(d) != next) {
       owner = t.contiguous();
-      return {const_cast<T*>(owner.const_data_ptr<T>()), owner.size(last), 1};
+      return {data_of<T>(owner), owner.size(last), 1};
     }
     next = t.stride(d) * t.size(d);
   }
-  return {const_cast<T*>(t.const_data_ptr<T>()), rs, t.stride(last)};
+  return {data_of<T>(t), rs, t.stride(last)};
 }
 
 // A dimension of size one has an arbitrary stride: give it the one that the kernels like.
@@ -105,13 +111,13 @@ LayerSpec spec_of(c10::IntArrayRef sizes, const Chain& chain, size_t l) {
 
 template <class T>
 Matrix<const T> weight_of(const Tensor& w) {
-  return settled<const T>({w.const_data_ptr<T>(), w.stride(0), w.stride(1)}, w.size(0), w.size(1));
+  return settled<const T>({data_of<const T>(w), w.stride(0), w.stride(1)}, w.size(0), w.size(1));
 }
 
 template <class T>
 void run_forward(const Tensor& x, const Network& network, int64_t batch, const Tensors& outputs, const Tensors& s) {
   const size_t depth = network.depth();
-  const Kernels<T>& kernels = isa().kernels<T>();
+  const auto& kernels = isa().kernels(T{});
   std::vector<ForwardLayer<T>> layers(depth);
   const std::vector<int64_t> sizes = sizes_of(network.weights);
   Tensors owners(depth + 1);
@@ -121,12 +127,12 @@ void run_forward(const Tensor& x, const Network& network, int64_t batch, const T
     layer.w = weight_of<T>(network.weights[l]);
     if (network.biases[l].defined()) {
       owners[l] = network.biases[l].contiguous();
-      layer.b = owners[l].template const_data_ptr<T>();
+      layer.b = data_of<const T>(owners[l]);
     }
     if (outputs[l].defined()) {
-      layer.x = {outputs[l].template data_ptr<T>(), l + 1 == depth ? layer.spec.out : outputs[l].stride(0), 1};
+      layer.x = {data_of<T>(outputs[l]), l + 1 == depth ? layer.spec.out : outputs[l].stride(0), 1};
     }
-    if (s[l].defined()) layer.s = {s[l].template data_ptr<T>(), s[l].stride(0), 1};
+    if (s[l].defined()) layer.s = {data_of<T>(s[l]), s[l].stride(0), 1};
   }
   const Forward<T> pass{batch, settled<const T>(rows_of<const T>(x, owners[depth]), batch, layers[0].spec.in),
                         layers.data(), static_cast<int>(depth)};
@@ -141,7 +147,7 @@ template <class T>
 void run_backward(const Tensor& dy, const Tensor& x, int64_t batch, c10::IntArrayRef sizes, const Tensors& weights,
                   const Kept& kept, const Chain& chain, const Tensors& gradients) {
   const size_t depth = weights.size();
-  const Kernels<T>& kernels = isa().kernels<T>();
+  const auto& kernels = isa().kernels(T{});
   std::vector<BackwardLayer<T>> layers(depth);
   Tensors owners;
   owners.reserve(2 * depth + 2);
@@ -152,7 +158,7 @@ void run_backward(const Tensor& dy, const Tensor& x, int64_t batch, c10::IntArra
     const Matrix<const T> m = settled(rows_of<const T>(t, owners.back()), batch, columns);
     if (m.cs == 1) return m;
     owners.back() = t.contiguous();
-    return {owners.back().template const_data_ptr<T>(), columns, 1};
+    return {data_of<const T>(owners.back()), columns, 1};
   };
   for (size_t l = 0; l < depth; ++l) {
     BackwardLayer<T>& layer = layers[l];
@@ -161,8 +167,8 @@ void run_backward(const Tensor& dy, const Tensor& x, int64_t batch, c10::IntArra
     if (l) layer.x = rows(kept.x[l - 1], layer.spec.in);
     if (chain[l].saved() == Saved::Summation) layer.saved = rows(kept.s[l], layer.spec.out);
     if (chain[l].saved() == Saved::Output) layer.saved = rows(kept.x[l], layer.spec.out);
-    if (gradients[1 + l].defined()) layer.dw = gradients[1 + l].template data_ptr<T>();
-    if (gradients[1 + depth + l].defined()) layer.db = gradients[1 + depth + l].template data_ptr<T>();
+    if (gradients[1 + l].defined()) layer.dw = data_of<T>(gradients[1 + l]);
+    if (gradients[1 + depth + l].defined()) layer.db = data_of<T>(gradients[1 + depth + l]);
   }
   if (layers[0].dw) {
     owners.emplace_back();
@@ -172,7 +178,7 @@ void run_backward(const Tensor& dy, const Tensor& x, int64_t batch, c10::IntArra
   const LayerSpec& last = layers[depth - 1].spec;
   Backward<T> pass{
       batch, settled(rows_of<const T>(dy, owners.back()), batch, last.out), {}, layers.data(), static_cast<int>(depth)};
-  if (gradients[0].defined()) pass.dx = {gradients[0].template data_ptr<T>(), layers[0].spec.in, 1};
+  if (gradients[0].defined()) pass.dx = {data_of<T>(gradients[0]), layers[0].spec.in, 1};
   const Parallel parallel = torch_threads();
   const Plan plan = make_plan(Pass::Backward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth),
                               parallel.threads);
@@ -197,11 +203,7 @@ Tensor forward(const Tensor& x, const Network& network, Kept* kept) {
       if (network.chain[l].saved() == Saved::Summation) s[l] = empty_rows(batch, out, dtype);
     }
   }
-  if (dtype == at::kFloat) {
-    run_forward<float>(x, network, batch, outputs, s);
-  } else {
-    run_forward<double>(x, network, batch, outputs, s);
-  }
+  visit(dtype, [&](auto zero) { run_forward<decltype(zero)>(x, network, batch, outputs, s); });
   Tensor output = outputs.back();
   if (kept) *kept = {std::move(outputs), std::move(s)};
   return output;
@@ -222,31 +224,43 @@ Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, cons
     if (needs.biases[l]) gradients[1 + depth + l] = empty({sizes[l + 1]}, dtype);
   }
   const int64_t batch = batch_of(dy.sizes());
-  if (dtype == at::kFloat) {
-    run_backward<float>(dy, x, batch, sizes, weights, kept, chain, gradients);
-  } else {
-    run_backward<double>(dy, x, batch, sizes, weights, kept, chain, gradients);
-  }
+  visit(dtype, [&](auto zero) { run_backward<decltype(zero)>(dy, x, batch, sizes, weights, kept, chain, gradients); });
   return gradients;
 }
 
+namespace {
+
+template <class T>
+void apply(const Kernels<T>& kernels, int64_t n, const T* in, T* out, const LayerActivation& layer) {
+  kernels.activate[static_cast<int>(layer.activation)]({1, n, in, 0, out, 0, nullptr, 0, nullptr, layer.parameters});
+}
+
+// In float32, a piece at a time, and rounded once.
+template <class S>
+void apply(const HalfKernels<S>& kernels, int64_t n, const S* in, S* out, const LayerActivation& layer) {
+  constexpr int64_t PIECE = 1024;
+  float wide[PIECE];
+  for (int64_t i = 0; i < n; i += PIECE) {
+    const int64_t count = std::min(PIECE, n - i);
+    kernels.widen(1, count, in + i, 0, wide, 0);
+    kernels.activate[static_cast<int>(layer.activation)](
+        {1, count, wide, 0, wide, 0, nullptr, 0, nullptr, layer.parameters});
+    kernels.narrow(1, count, wide, 0, out + i, 0);
+  }
+}
+
+}  // namespace
+
 Tensor activation(const Tensor& s, const LayerActivation& layer) {
-  TORCH_CHECK_TYPE(s.device().is_cpu() && (s.scalar_type() == at::kFloat || s.scalar_type() == at::kDouble),
-                   "activation: x must be a float32 or float64 tensor on the CPU, got ", s.scalar_type(), " on ",
-                   s.device());
+  TORCH_CHECK_TYPE(s.device().is_cpu() && visit(s.scalar_type(), [](auto) {}),
+                   "activation: x must be a float32, float64, bfloat16 or float16 tensor on the CPU, got ",
+                   s.scalar_type(), " on ", s.device());
   const Tensor in = s.contiguous();
   const Tensor out = empty(in.sizes(), in.scalar_type());
-  const auto apply = [&](auto zero) {
+  visit(s.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Map<T> map{1, in.numel(), in.const_data_ptr<T>(), 0, out.data_ptr<T>(), 0, nullptr,
-                     0, nullptr,    layer.parameters};
-    isa().kernels<T>().activate[static_cast<int>(layer.activation)](map);
-  };
-  if (in.scalar_type() == at::kFloat) {
-    apply(0.0f);
-  } else {
-    apply(0.0);
-  }
+    apply(isa().kernels(zero), in.numel(), data_of<const T>(in), data_of<T>(out), layer);
+  });
   return out;
 }
 
@@ -256,9 +270,40 @@ double flops(const Tensor& x, const Tensors& weights) {
   return sum * static_cast<double>(batch_of(x.sizes()));
 }
 
+namespace {
+
+// What the products of a dtype multiply, where that is not the dtype itself, and a cache block's terms of the sum.
+template <class T>
+std::string operands_of(const Kernels<T>&, at::ScalarType) {
+  return "";
+}
+template <class S>
+std::string operands_of(const HalfKernels<S>& kernels, at::ScalarType dtype) {
+  const std::string name(c10::getDtypeNames(dtype).first);
+  return kernels.paired.gemm ? " (" + name + " pairs)" : " (" + name + " widened to float32)";
+}
+template <class T>
+int64_t block_of(const Kernels<T>& kernels) {
+  return kernels.kc;
+}
+template <class S>
+int64_t block_of(const HalfKernels<S>& kernels) {
+  return kernels.paired.gemm ? 2 * kernels.paired.kc : kernels.widened.kc;
+}
+
+// Whether a weight, as the right-hand side of a forward product, is read in place.
+template <class T>
+bool in_place(const Kernels<T>&, int64_t rows, Matrix<const T> w) {
+  return reads_in_place<T>(rows, {w.data, w.cs, w.rs});
+}
+template <class S>
+bool in_place(const HalfKernels<S>&, int64_t, Matrix<const S>) {
+  return false;
+}
+
 template <class T>
 NetworkPlan plan_of(const Tensor& x, const Network& network) {
-  const Kernels<T>& kernels = isa().kernels<T>();
+  const auto& kernels = isa().kernels(T{});
   const int64_t batch = batch_of(x.sizes());
   const std::vector<int64_t> sizes = sizes_of(network.weights);
   const Plan plan = make_plan(Pass::Forward, kernels.tile, sizeof(T), batch, sizes.data(),
@@ -279,10 +324,11 @@ NetworkPlan plan_of(const Tensor& x, const Network& network) {
       const int vectors = kernels.tile.vectors(plan.chunk);
       layer.kernel = "gemm";
       layer.tile = std::to_string(kernels.tile.rows(vectors)) + "x" + std::to_string(vectors * kernels.tile.width);
-      layer.pack = reads_in_place<T>(plan.chunk, {w.data, w.cs, w.rs}) ? "weight read in place"
-                                                                       : "weight transposed into panels";
+      layer.pack = in_place(kernels, plan.chunk, w) ? "weight read in place" : "weight transposed into panels";
     }
-    layer.blocking = "rows " + std::to_string(plan.chunk) + ", k " + std::to_string(std::min(layer.in, kernels.kc));
+    layer.kernel += operands_of(kernels, x.scalar_type());
+    layer.blocking =
+        "rows " + std::to_string(plan.chunk) + ", k " + std::to_string(std::min(layer.in, block_of(kernels)));
     if (plan.threads > 1) {
       layer.blocking += plan.split == Split::Rows ? ", threads share rows" : ", threads share columns";
     }
@@ -292,8 +338,12 @@ NetworkPlan plan_of(const Tensor& x, const Network& network) {
   return report;
 }
 
+}  // namespace
+
 NetworkPlan plan(const Tensor& x, const Network& network) {
-  return x.scalar_type() == at::kFloat ? plan_of<float>(x, network) : plan_of<double>(x, network);
+  NetworkPlan report;
+  visit(x.scalar_type(), [&](auto zero) { report = plan_of<decltype(zero)>(x, network); });
+  return report;
 }
 
 double probe(double seconds) {

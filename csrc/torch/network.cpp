@@ -164,7 +164,7 @@ void check(const Tensor& x, const Network& network) {
 
 const char* reason_for_aten(const Tensor& x, const Chain& chain) {
   if (!x.device().is_cpu()) return "no kernels for this device";
-  if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return "no kernels for this dtype";
+  if (!visit(x.scalar_type(), [](auto) {})) return "no kernels for this dtype";
   if (!chain.fusible()) return "an activation's parameters: its derivative cannot be read from its output";
   return nullptr;
 }

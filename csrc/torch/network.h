@@ -8,11 +8,31 @@
 #include <vector>
 
 #include "../core/activations.h"
+#include "../core/half.h"
 
 namespace pyperc {
 
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
+
+// The dtypes that the kernels know: torch's name and the type that stands for it in the kernels.
+#define PYPERC_DTYPES(X) \
+  X(Float, float)        \
+  X(Double, double)      \
+  X(BFloat16, BFloat16)  \
+  X(Half, Half)
+
+// f(T{}) with the type of that dtype; false where the list has none.
+template <class F>
+bool visit(at::ScalarType dtype, F f) {
+  switch (dtype) {
+#define X(NAME, T) \
+  case at::ScalarType::NAME: f(T{}); return true;
+    PYPERC_DTYPES(X)
+#undef X
+    default: return false;
+  }
+}
 
 struct ActivationInfo {
   std::string name;

@@ -1,11 +1,11 @@
-// The kernels for AVX2 with FMA.
+// The kernels for AVX2 with FMA and F16C.
 #include "../isa_headers.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "../kernels.h"
@@ -38,14 +38,32 @@ PYPERC_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return _mm25
 PYPERC_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return _mm256_min_pd(a, b); }
 PYPERC_INLINE Vector<double> max(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
 
+PYPERC_INLINE Vector<float> load(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+PYPERC_INLINE void store(Half* p, Vector<float> x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+template <class S>
+constexpr bool HAS_PAIRS = false;
+
 #include "../isa_kernels.inl"
 
-bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool runs_here() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {"avx2", runs_here, make_kernels<float>(), make_kernels<double>(), probe};
+const Isa isa = {"avx2",
+                 runs_here,
+                 make_kernels<float>(),
+                 make_kernels<double>(),
+                 make_half_kernels<BFloat16>(),
+                 make_half_kernels<Half>(),
+                 probe};
 
 }  // namespace pyperc::avx2
 

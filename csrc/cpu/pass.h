@@ -1,0 +1,68 @@
+// What the passes over a network share: the workspace, who does which part, rows of a matrix.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "../core/mlp.h"
+
+namespace pyperc {
+
+// Hands out pieces of the workspace; without memory it only counts them.
+class Arena {
+ public:
+  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+  template <class T>
+  T* take(int64_t count) {
+    const size_t begin = used_;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* memory_;
+  size_t used_ = 0;
+};
+
+template <class F>
+void run(const Parallel& parallel, int64_t n, F f) {
+  if (n == 1) {
+    f(0);
+  } else {
+    parallel.run(n, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
+  }
+}
+
+// Part i of `parts` of [0, n), cut at multiples of `unit`.
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+inline Range part(int64_t n, int64_t unit, int64_t i, int64_t parts) {
+  const int64_t units = (n + unit - 1) / unit;
+  return {std::min(n, units * i / parts * unit), std::min(n, units * (i + 1) / parts * unit)};
+}
+
+template <class T>
+Matrix<const T> rows_from(Matrix<const T> x, int64_t i) {
+  return {x.data ? x.data + i * x.rs : nullptr, x.rs, x.cs};
+}
+template <class T>
+Matrix<const T> transposed(Matrix<const T> x) {
+  return {x.data, x.cs, x.rs};
+}
+
+template <class T>
+void copy_rows(Matrix<const T> from, int64_t rows, int64_t columns, T* to, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = from.data + i * from.rs;
+    if (from.cs == 1) {
+      std::memcpy(to + i * ld, row, static_cast<size_t>(columns) * sizeof(T));
+    } else {
+      for (int64_t j = 0; j < columns; ++j) to[i * ld + j] = row[j * from.cs];
+    }
+  }
+}
+
+}  // namespace pyperc
