@@ -53,6 +53,17 @@ class Run:
     ) -> None: ...
     def __call__(self, modules: dict[str, Any], x: Any) -> Tensor | None: ...
 
+def composed_forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain
+) -> list[Tensor]:
+    """What the operator pyperc::mlp_forward returns, by torch's own operations."""
+
+def composed_backward(
+    dy: Tensor, x: Tensor, weights: Sequence[Tensor], saved: Sequence[Tensor], chain: Chain, needs: Sequence[bool]
+) -> list[Tensor]:
+    """What the operator pyperc::mlp_backward returns, by torch's own operations."""
+
+def composed_activation(x: Tensor, name: str, parameters: Sequence[float]) -> Tensor: ...
 def activation(x: Tensor, name: str, parameters: Sequence[float] = ...) -> Tensor:
     """The elementwise kernel of the ISA in use, on any dtype that has kernels, without autograd."""
 

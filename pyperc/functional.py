@@ -1,20 +1,33 @@
-"""Functions of tensors: linear, one layer, mlp, all of them in one native call, and the losses."""
+"""Functions of tensors: linear, one layer, mlp, all of them in one native call, and the losses; and of a container,
+its derivatives with respect to the input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from pyperc import _C
 from pyperc._losses import cross_entropy, hinge_loss, logistic_loss, mse_loss, squared_hinge_loss
 from pyperc.activation import ActivationLike, Resolved, chain, resolve
 
-__all__ = ["cross_entropy", "hinge_loss", "linear", "logistic_loss", "mlp", "mse_loss", "squared_hinge_loss"]
+__all__ = [
+    "cross_entropy",
+    "hinge_loss",
+    "jacobian",
+    "jvp",
+    "linear",
+    "logistic_loss",
+    "mlp",
+    "mse_loss",
+    "squared_hinge_loss",
+    "vjp",
+]
 
 T = TypeVar("T", bound=Tensor | None)
 
@@ -78,6 +91,121 @@ def mlp(
     return call(x, weights, biases, tuple(resolve(activation) for activation in activations))
 
 
+def jacobian(model: nn.Module, x: Tensor) -> Tensor:
+    """The Jacobian of a network with respect to its input, dy[i] / dx[j] for each x of the batch.
+
+    J = diag(f'(s(L))) w(L) ... diag(f'(s(1))) w(1), the product of the layers' Jacobians, from the output down or from
+    the input up, whichever takes fewer operations. x is [*, in], the result [*, out, in]. `model` is a fused container
+    (`pyperc.MLP`, `pyperc.nn.Sequential`, what `pyperc.fuse` made) whose children form one stretch of linear layers and
+    activations, or a `pyperc.Linear`. The result has derivatives of any order, by autograd and by torch.func.
+
+    Raises TypeError for another kind of model, ValueError where the children do not form one stretch, and what `mlp`
+    raises. EE-559, lecture 3.6.
+
+    >>> import pyperc
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    >>> x = torch.randn(5, 2)
+    >>> J = jacobian(pyperc.fuse(model), x)
+    >>> J.shape
+    torch.Size([5, 1, 2])
+    >>> torch.testing.assert_close(J, torch.func.vmap(torch.func.jacrev(model))(x))
+    """
+    return _derivative("jacobian", model, x)[0]
+
+
+def vjp(model: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """(y, dx): the network's output, and the gradient dx = J^T dy with respect to its input, without autograd.
+
+    ds(l) = dx(l) * f'(s(l)), dx(l-1) = ds(l) w(l). x and dx are [*, in], y and dy [*, out]; the gradients of the
+    weights are not computed. `model`, derivatives of the result and errors are those of `jacobian`; TypeError or
+    ValueError also for a dy that is not like y. EE-559, lecture 3.6.
+
+    >>> import pyperc
+    >>> model = pyperc.MLP([2, 3, 1])
+    >>> y, dx = vjp(model, torch.randn(5, 2), torch.ones(5, 1))
+    >>> y.shape, dx.shape
+    (torch.Size([5, 1]), torch.Size([5, 2]))
+    """
+    y, dx = _derivative("vjp", model, x, dy)
+    return y, dx
+
+
+def jvp(model: nn.Module, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """(y, dy): the network's output, and its change dy = J dx along dx, without autograd.
+
+    dx(l) = f'(s(l)) * (dx(l-1) w(l)^T). x and dx are [*, in], y and dy [*, out]. `model`, derivatives of the result and
+    errors are those of `jacobian`; TypeError or ValueError also for a dx that is not like x. EE-559, lecture 3.6.
+
+    >>> import pyperc
+    >>> model = pyperc.MLP([2, 3, 1])
+    >>> y, dy = jvp(model, torch.randn(5, 2), torch.ones(5, 2))
+    >>> y.shape, dy.shape
+    (torch.Size([5, 1]), torch.Size([5, 1]))
+    """
+    y, dy = _derivative("jvp", model, x, dx)
+    return y, dy
+
+
+def _derivative(function: str, model: nn.Module, x: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+    from pyperc.nn import network_of  # which imports this module
+
+    weights, biases, layers = network_of(function, model)
+    for name, tensor in zip(("x", "dx" if function == "jvp" else "dy"), (x, *vectors), strict=False):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: {name} must be a Tensor, got {type(tensor).__name__}")
+    operator = getattr(torch.ops.pyperc, function).default
+    inputs = (x, *vectors, *weights, *biases)
+
+    def compute(*inputs: Tensor | None) -> tuple[Tensor, ...]:
+        lists = list(inputs[-2 * len(weights) : -len(weights)]), list(inputs[-len(weights) :])
+        results = operator(*inputs[: -2 * len(weights)], *lists, *_as_schema(layers))
+        return results if isinstance(results, tuple) else (results,)
+
+    if (
+        torch.is_grad_enabled()
+        and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    ):
+        recorded: tuple[Tensor, ...] = _Recorded.apply(compute, *inputs)  # type: ignore[no-untyped-call]
+        return recorded
+    return compute(*inputs)
+
+
+class _Recorded(torch.autograd.Function):
+    """compute(*inputs) from the kernels now, with what autograd needs by torch's own operations only if it is asked."""
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.compute = compute
+        ctx.save_for_backward(*inputs)
+        return compute(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # As tensors of their own: a weight that stands in two places has a gradient for each.
+            inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+            wanted = [(i, t) for i, t in enumerate(inputs) if t is not None and ctx.needs_input_grad[1 + i]]
+            pairs = [pair for pair in zip(ctx.compute(*inputs), grads, strict=True) if pair[0].requires_grad]
+            results, dresults = zip(*pairs, strict=True) if pairs else ((), ())
+        found: list[Tensor | None] = [None] * len(inputs)
+        if results:
+            with torch.set_grad_enabled(create_graph):
+                gradients = torch.autograd.grad(
+                    results, [tensor for _, tensor in wanted], dresults, create_graph=create_graph, allow_unused=True
+                )
+            for (i, _), gradient in zip(wanted, gradients, strict=True):
+                found[i] = gradient
+        return (None, *found)
+
+
+def _as_schema(layers: tuple[Resolved, ...]) -> tuple[list[str], list[float]]:
+    return [name for name, _ in layers], [value for _, values in layers for value in values]
+
+
 def call(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: tuple[Resolved, ...]) -> Tensor:
     """The one way in: straight to the native code, or as an operator where somebody watches the dispatcher.
 
@@ -86,9 +214,7 @@ def call(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: 
     it is given the layers.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        names = [name for name, _ in layers]
-        parameters = [value for _, values in layers for value in values]
-        output: Tensor = torch.ops.pyperc.mlp.default(x, weights, biases, names, parameters)
+        output: Tensor = torch.ops.pyperc.mlp.default(x, weights, biases, *_as_schema(layers))
         return output
     if torch._C._get_tracing_state() is not None:
         for weight, bias, (name, values) in zip(weights, biases, layers, strict=True):

@@ -10,11 +10,19 @@ from contextlib import contextmanager
 from typing import Any, SupportsIndex
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyperc.activation import Activation, ActivationLike, module, resolve
+from pyperc.activation import Activation, ActivationLike, Resolved, module, resolve
 from pyperc.layers import Device, Linear
-from pyperc.runs import Call, Run, call_native, call_operator, ordinary_everywhere_because, stretch_from
+from pyperc.runs import (
+    Call,
+    Run,
+    call_native,
+    call_operator,
+    ordinary_because,
+    ordinary_everywhere_because,
+    stretch_from,
+)
 
 __all__ = ["MLP", "Activation", "Linear", "Sequential"]
 
@@ -177,3 +185,30 @@ def _as_widths(sizes: Iterable[SupportsIndex]) -> list[int]:
     if len(widths) < 2:
         raise ValueError(f"MLP: sizes must hold at least the input's and the output's width, got {given!r}")
     return widths
+
+
+def network_of(function: str, model: nn.Module) -> tuple[list[Tensor], list[Tensor | None], tuple[Resolved, ...]]:
+    """Weights, biases and activations of a fused container whose children form one stretch, for `function`.
+
+    Raises TypeError for another kind of model, ValueError if something stands between its layers or hangs on them.
+    """
+    if not isinstance(model, Sequential | Linear):
+        raise TypeError(
+            f"{function}: model must be a fused container (pyperc.MLP, pyperc.nn.Sequential, or an nn.Sequential after "
+            f"pyperc.fuse) or a pyperc.Linear, got {type(model).__name__}"
+        )
+    children: list[nn.Module] = list(model._modules.values()) if isinstance(model, Sequential) else [model]
+    if type(model).forward not in (Sequential.forward, Linear.forward) or "forward" in model.__dict__:
+        raise ValueError(f"{function}: model must compute its children one after the other, got a forward of its own")
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise ValueError(f"{function}: model must have no forward hooks, which its derivative would not see")
+    stretch = stretch_from(children, 0)
+    stop = 0 if stretch is None else len(stretch.children)
+    if stretch is None or stop < len(children):
+        what = f"child {stop} ({type(children[stop]).__name__})" if children else "no child"
+        reason = ordinary_because(children[stop]) if children else None
+        raise ValueError(
+            f"{function}: the children of model must form one stretch of linear layers and their activations, got "
+            f"{what}{': ' + reason if reason else ''}"
+        )
+    return *stretch.operands(), stretch.layers

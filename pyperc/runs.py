@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import _get_current_function_mode_stack, _get_overloaded_args, has_torch_function
@@ -155,10 +157,17 @@ def call_native(x: Any, stretch: Stretch) -> Any:
         return stretch.instead_of(refusal, x)
 
 
+_TRACED = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
+
+
 def call_operator(x: Any, stretch: Stretch) -> Any:
     """The call as torch.compile and torch.export record it."""
     weights, biases = stretch.operands()
-    if takes_part((x, *weights, *biases)):
+    operands = (x, *weights, *biases)
+    # A subclass that knows torch's operations alone (DTensor) need not have a __torch_function__. torch.export traces
+    # by modes of its own, which are no reason.
+    subclass = any(type(tensor) not in _TRACED for tensor in operands if tensor is not None)
+    if subclass or (takes_part(operands) and not torch.compiler.is_exporting()):
         return stretch.one_by_one(x)
     return functional.call(x, weights, biases, stretch.layers)
 

@@ -1,12 +1,16 @@
 // The autograd node of a network, and the choice between kernels, dispatcher and composition.
 #include "autograd.h"
 
+#include <ATen/SequenceNumber.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <memory>
 #include <mutex>
@@ -60,6 +64,20 @@ c10::DispatchKeySet keys_of(const Tensors& list) {
   for (const Tensor& t : list) keys = keys | keys_of(t);
   return keys;
 }
+c10::DispatchKeySet keys_of(const Tensor& x, const Network& network) {
+  return keys_of(x) | keys_of(network.weights) | keys_of(network.biases);
+}
+
+// A tensor with a __torch_dispatch__ of its own (DTensor, a wrapper) knows torch's operations, not ours. The tensors of
+// fake mode and of the tracers, which do know ours, are in use only while their modes are.
+bool is_subclass(c10::DispatchKeySet keys) {
+  using c10::impl::TorchDispatchModeKey;
+  if (!keys.has(c10::DispatchKey::Python)) return false;
+  for (const auto mode : {TorchDispatchModeKey::FAKE, TorchDispatchModeKey::PROXY, TorchDispatchModeKey::FUNCTIONAL}) {
+    if (c10::impl::TorchDispatchModeTLS::get_mode(mode)) return false;
+  }
+  return true;
+}
 
 bool any_requires_grad(const Tensor& x, const Network& network) {
   if (!c10::GradMode::is_enabled()) return false;
@@ -102,10 +120,7 @@ class MlpBackward : public Node {
       weights_.emplace_back(network.weights[l], false);
       biases_.emplace_back(network.biases[l], false);
       has_bias_.push_back(network.biases[l].defined());
-      // The output is kept only where f' reads it: where not, changing it in place does no harm.
-      const bool output = l + 1 == depth;
-      const bool read = !output || chain_[l].saved() == Saved::Output;
-      outputs_.emplace_back(read ? kept.x[l] : Tensor(), output);
+      outputs_.emplace_back(keeps(chain_, l) ? kept.x[l] : Tensor(), l + 1 == depth);
       summations_.emplace_back(kept.s[l], false);
     }
   }
@@ -156,7 +171,7 @@ class MlpBackward : public Node {
     }
     // A tracer is shown the operator; a batch of dy (vmap over the backward pass) needs ATen's own rules.
     const bool batched = keys.has(c10::DispatchKey::FuncTorchBatched) || keys.has(c10::DispatchKey::Batched);
-    if (batched) return composition::backward(dy, x, weights, kept, chain_, needs);
+    if (batched || is_subclass(keys)) return composition::backward(dy, x, weights, kept, chain_, needs);
     for (size_t l = 0; l < depth; ++l) {
       // The operator takes whole lists; dy stands for the output where that was not kept, as nothing reads it.
       if (!weights[l].defined()) weights[l] = weights_[l].unpack();
@@ -167,17 +182,111 @@ class MlpBackward : public Node {
     return operators::mlp_backward(dy, x_.unpack(), weights, kept, chain_, needs);
   }
 
+  // Compiled autograd records the pass over the whole graph once. It keys the record by what compiled_args collects,
+  // then apply_with_saved puts a call into it, with the tracer's stand-ins for what is saved.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    const size_t depth = chain_.size();
+    for (size_t l = 0; l < depth; ++l) {
+      args.collect(chain_[l].info().name);
+      args.collect(has_bias_[l]);
+    }
+    args.collect(chain_.flat_parameters());
+    for (size_t i = 0; i < 1 + 2 * depth; ++i) args.collect(task_should_compute_output(i));
+    args.collect(x_, false);
+    args.collect(weights_, false);
+    args.collect(biases_, false);
+    for (size_t l = 0; l < depth; ++l) args.collect(outputs_[l], l + 1 == depth);
+    args.collect(summations_, false);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& saved) override {
+    using namespace torch::dynamo::autograd;
+    const size_t depth = chain_.size();
+    saved.before(x_);
+    for (auto* list : {&weights_, &biases_, &outputs_, &summations_}) saved.before(*list);
+    // Lists of what is defined; the record tells from the flags and the chain where each belongs.
+    Tensors weights, biases, outputs, summations;
+    std::vector<bool> needs;
+    for (size_t l = 0; l < depth; ++l) {
+      weights.push_back(weights_[l].unpack());
+      if (has_bias_[l]) biases.push_back(biases_[l].unpack());
+      if (keeps(chain_, l)) outputs.push_back(l + 1 < depth ? outputs_[l].unpack() : outputs_[l].unpack(getptr()));
+      if (chain_[l].saved() == Saved::Summation) summations.push_back(summations_[l].unpack());
+    }
+    for (size_t i = 0; i < 1 + 2 * depth; ++i) needs.push_back(task_should_compute_output(i));
+    PackedArgs packed;
+    packed.pack(chain_.names());
+    packed.pack(chain_.flat_parameters());
+    packed.pack(has_bias_);
+    packed.pack(needs);
+    packed.pack(x_.unpack());
+    for (const Tensors* list : {&weights, &biases, &outputs, &summations}) packed.pack(*list);
+    const std::vector<c10::IValue> arguments = packed.vec();
+    std::vector<at::TypePtr> schema;
+    for (const c10::IValue& argument : arguments) {
+      schema.push_back(argument.isTensor() ? at::TypePtr(at::TensorType::get()) : argument.type());
+    }
+    const auto& compiler = getPyCompilerInterface();
+    const std::string function = compiler->bind_function(saved.get_py_compiler(), name(), recorded, schema,
+                                                         /*is_custom_function=*/true, /*is_traceable=*/true);
+    const variable_list gradients =
+        compiler->call_function(saved.get_py_compiler(), "apply_functional", function, grads, arguments,
+                                IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+                                    get_input_metadata(next_edges())));
+    saved.after(x_);
+    for (auto* list : {&weights_, &biases_, &outputs_, &summations_}) saved.after(*list);
+    return gradients;
+  }
+
  private:
+  // The network's output is kept only where f' reads it: where not, changing it in place does no harm.
+  static bool keeps(const Chain& chain, size_t l) {
+    return l + 1 < chain.size() ? composition::keeps_output(chain, l) : chain[l].saved() == Saved::Output;
+  }
+
+  // What the record of compiled autograd calls: apply, with everything as arguments.
+  static variable_list recorded(const variable_list& grads, const std::vector<c10::IValue>& arguments) {
+    torch::dynamo::autograd::PackedArgs packed(arguments);
+    const auto names = packed.unpack<std::vector<std::string>>();
+    const auto parameters = packed.unpack<std::vector<double>>();
+    const Chain chain = Chain::flat(names, parameters);
+    const auto has_bias = packed.unpack<std::vector<bool>>(), flags = packed.unpack<std::vector<bool>>();
+    const auto x = packed.unpack<Tensor>();
+    const auto weights = packed.unpack<Tensors>(), some_biases = packed.unpack<Tensors>();
+    const auto outputs = packed.unpack<Tensors>(), summations = packed.unpack<Tensors>();
+    const size_t depth = chain.size();
+    const Tensor& dy = grads[0];
+    if (!dy.defined()) return variable_list(1 + 2 * depth);
+    Needs needs(depth);
+    needs.x = flags[0];
+    Tensors biases(depth);
+    Kept kept{Tensors(depth), Tensors(depth)};
+    kept.x.back() = dy;  // in the place of an output that nothing reads
+    for (size_t l = 0, b = 0, o = 0, s = 0; l < depth; ++l) {
+      needs.weights[l] = flags[1 + l];
+      needs.biases[l] = has_bias[l] && flags[1 + depth + l];
+      if (has_bias[l]) biases[l] = some_biases[b++];
+      if (keeps(chain, l)) kept.x[l] = outputs[o++];
+      if (chain[l].saved() == Saved::Summation) kept.s[l] = summations[s++];
+    }
+    if (c10::GradMode::is_enabled()) return differentiable(dy, x, weights, biases, chain, needs);
+    return operators::mlp_backward(dy, x, weights, kept, chain, needs);
+  }
+
   // Under create_graph: the gradients as functions of dy, x, w and b, so that they have derivatives of any order.
+  static variable_list differentiable(const Tensor& dy, const Tensor& x, const Tensors& weights, const Tensors& biases,
+                                      const Chain& chain, const Needs& needs) {
+    const Kept kept = composition::forward(x, {weights, biases, chain});
+    return composition::backward(dy, x, weights, kept, chain, needs);
+  }
   variable_list differentiable(const Tensor& dy, Tensors weights, const Needs& needs) const {
     Tensors biases;
     for (size_t l = 0; l < weights.size(); ++l) {
       if (!weights[l].defined()) weights[l] = weights_[l].unpack();
       biases.push_back(has_bias_[l] ? biases_[l].unpack() : Tensor());
     }
-    const Tensor x = x_.unpack();
-    const Kept kept = composition::forward(x, {weights, biases, chain_});
-    return composition::backward(dy, x, weights, kept, chain_, needs);
+    return differentiable(dy, x_.unpack(), weights, biases, chain_, needs);
   }
 
   const Chain chain_;
@@ -215,7 +324,9 @@ Tensor with_node(const Tensor& x, const Network& network, bool plain) {
 
 Tensor mlp(const Tensor& x, const Network& network, bool plain) {
   check(x, network);
-  if (reason_for_aten(x, network.chain) || any_tangent(x, network)) return composition::forward(x, network).x.back();
+  if (reason_for_aten(x, network.chain) || any_tangent(x, network) || (!plain && is_subclass(keys_of(x, network)))) {
+    return composition::forward(x, network).x.back();
+  }
   if (any_requires_grad(x, network)) return with_node(x, network, plain);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   return plain ? native::forward(x, network, nullptr) : operators::mlp(x, network);
@@ -224,8 +335,22 @@ Tensor mlp(const Tensor& x, const Network& network, bool plain) {
 }  // namespace
 
 Tensor mlp(const Tensor& x, const Network& network) {
-  if (is_plain(keys_of(x) | keys_of(network.weights) | keys_of(network.biases))) return mlp(x, network, true);
+  const c10::DispatchKeySet keys = keys_of(x, network);
+  if (is_plain(keys)) {
+    // What the dispatcher would tell the profiler.
+    RECORD_FUNCTION("pyperc::mlp", (std::vector<c10::IValue>{x, network.weights}), at::sequence_number::peek());
+    return mlp(x, network, true);
+  }
+  if (is_subclass(keys)) {
+    check(x, network);
+    return composition::forward(x, network).x.back();
+  }
   return operators::mlp(x, network);
+}
+
+bool is_native(const Tensor& x, const Network& network) {
+  return is_plain(keys_of(x, network)) && !reason_for_aten(x, network.chain) && !any_tangent(x, network) &&
+         !any_requires_grad(x, network);
 }
 
 Tensor mlp_autograd(const Tensor& x, const Network& network) { return mlp(x, network, false); }

@@ -11,6 +11,7 @@
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/log1p.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
@@ -84,6 +85,11 @@ Tensor activation(const Tensor& s, const LayerActivation& layer) {
 #undef X
   }
   TORCH_INTERNAL_ASSERT(false);
+}
+
+Tensor slope(const Tensor& saved, const LayerActivation& layer) {
+  if (layer.activation == Activation::Identity) return {};
+  return differentiate(at::ones_like(saved), saved, layer);
 }
 
 Kept forward(const Tensor& x, const Network& network) {

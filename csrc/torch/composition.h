@@ -8,6 +8,9 @@ namespace pyperc::composition {
 
 Tensor activation(const Tensor& s, const LayerActivation& layer);
 
+// f'(s), read from s or from x = f(s) as Saved says. Undefined for the identity, whose slope is one.
+Tensor slope(const Tensor& saved, const LayerActivation& layer);
+
 // What backward reads: x(1) ... x(L), the last being the network's output, and s(l), undefined unless Saved::Summation.
 // Of a hidden layer with s(l), x(l) need not be kept: it is made again from s(l), so that such a layer, like any other,
 // costs one buffer.

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "autograd.h"
+#include "derivatives.h"
 #include "native.h"
 #include "operators.h"
 
@@ -134,8 +135,7 @@ bool any_requires_grad(at::TensorList list) {
 Tensors forward_composed(const Tensor& x, at::TensorList weights, const Biases& biases, Names activations,
                          c10::ArrayRef<double> parameters) {
   const Arguments arguments(weights, biases, activations, parameters);
-  check(x, arguments.network());
-  return pack(composition::forward(x, arguments.network()), arguments.chain);
+  return operators::composed_forward(x, arguments.network());
 }
 
 // What fits the kernels' reading of raw memory.
@@ -190,10 +190,8 @@ Tensors backward_cpu(const Tensor& dy, const Tensor& x, at::TensorList weights, 
 
 Tensors backward_composed(const Tensor& dy, const Tensor& x, at::TensorList weights, at::TensorList saved,
                           Names activations, c10::ArrayRef<double> parameters, c10::List<bool> needs) {
-  const Chain chain = Chain::flat(Arguments::names(activations), parameters);
-  check_backward(dy, x, weights, saved, chain, needs);
-  return wanted(
-      composition::backward(dy, x, weights.vec(), unpack(saved, chain), chain, needs_of(needs, weights.size())));
+  return operators::composed_backward(dy, x, weights.vec(), saved.vec(),
+                                      Chain::flat(Arguments::names(activations), parameters), needs.vec());
 }
 
 const auto& backward_operator() {
@@ -269,6 +267,24 @@ Tensors backward_meta(const Tensor& dy, const Tensor& x, at::TensorList weights,
   return gradients;
 }
 
+// The derivatives with respect to x: kernels where nothing is to be recorded, else a composition, which has derivatives
+// itself.
+Tensor jacobian_of(const Tensor& x, at::TensorList weights, const Biases& biases, Names activations,
+                   c10::ArrayRef<double> parameters) {
+  const Arguments arguments(weights, biases, activations, parameters);
+  return derivatives::jacobian(x, arguments.network());
+}
+std::tuple<Tensor, Tensor> vjp_of(const Tensor& x, const Tensor& dy, at::TensorList weights, const Biases& biases,
+                                  Names activations, c10::ArrayRef<double> parameters) {
+  const Arguments arguments(weights, biases, activations, parameters);
+  return derivatives::vjp(x, dy, arguments.network());
+}
+std::tuple<Tensor, Tensor> jvp_of(const Tensor& x, const Tensor& dx, at::TensorList weights, const Biases& biases,
+                                  Names activations, c10::ArrayRef<double> parameters) {
+  const Arguments arguments(weights, biases, activations, parameters);
+  return derivatives::jvp(x, dx, arguments.network());
+}
+
 Tensor activation_composed(const Tensor& x, const std::string& name, c10::ArrayRef<double> parameters) {
   TORCH_CHECK_TYPE(at::isFloatingType(x.scalar_type()), "activation: x must have a floating dtype, got ",
                    x.scalar_type());
@@ -278,6 +294,28 @@ Tensor activation_composed(const Tensor& x, const std::string& name, c10::ArrayR
 }  // namespace
 
 namespace operators {
+
+Tensors composed_forward(const Tensor& x, const Network& network) {
+  check(x, network);
+  Kept kept = composition::forward(x, network);
+  // What is kept beside the output has no leading dimensions.
+  if (x.dim() != 2) {
+    for (Tensors* list : {&kept.x, &kept.s}) {
+      for (Tensor& t : *list) {
+        if (t.defined() && &t != &kept.x.back()) t = x.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2);
+      }
+    }
+  }
+  return pack(kept, network.chain);
+}
+
+Tensors composed_backward(const Tensor& dy, const Tensor& x, const Tensors& weights, const Tensors& saved,
+                          const Chain& chain, const std::vector<bool>& needs) {
+  c10::List<bool> flags;
+  for (const bool need : needs) flags.push_back(need);
+  check_backward(dy, x, weights, saved, chain, flags);
+  return wanted(composition::backward(dy, x, weights, unpack(saved, chain), chain, needs_of(flags, weights.size())));
+}
 
 Tensor mlp(const Tensor& x, const Network& network) {
   static const auto op = find_operator<decltype(mlp_cpu)>("pyperc::mlp");
@@ -316,6 +354,16 @@ TORCH_LIBRARY(pyperc, m) {
   m.def(
       "mlp_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor[] saved, str[] activations, float[] parameters, "
       "bool[] needs) -> Tensor[]");
+  m.def("jacobian(Tensor x, Tensor[] weights, Tensor?[] biases, str[] activations, float[] parameters) -> Tensor",
+        jacobian_of);
+  m.def(
+      "vjp(Tensor x, Tensor dy, Tensor[] weights, Tensor?[] biases, str[] activations, float[] parameters) -> "
+      "(Tensor, Tensor)",
+      vjp_of);
+  m.def(
+      "jvp(Tensor x, Tensor dx, Tensor[] weights, Tensor?[] biases, str[] activations, float[] parameters) -> "
+      "(Tensor, Tensor)",
+      jvp_of);
   m.def("activation(Tensor x, str name, float[] parameters) -> Tensor", activation_composed);
 }
 
@@ -342,6 +390,9 @@ TORCH_LIBRARY_IMPL(pyperc, FuncTorchDynamicLayerFrontMode, m) {
   m.impl("mlp", mlp_composed);
   m.impl("mlp_forward", forward_composed);
   m.impl("mlp_backward", backward_composed);
+  m.impl("jacobian", jacobian_of);
+  m.impl("vjp", vjp_of);
+  m.impl("jvp", jvp_of);
 }
 TORCH_LIBRARY_IMPL(pyperc, AutocastCPU, m) { m.impl("mlp", mlp_composed); }
 TORCH_LIBRARY_IMPL(pyperc, AutocastCUDA, m) { m.impl("mlp", mlp_composed); }

@@ -10,6 +10,7 @@
 #include "autograd.h"
 #include "linear_model.h"
 #include "native.h"
+#include "operators.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -43,6 +44,18 @@ Tensor mlp_from_python(py::handle x, const py::sequence& weights, const py::sequ
   const Tensor& input = tensor(x, "x");
   const py::gil_scoped_release unlocked;
   return mlp(input, {w, b, chain});
+}
+
+// The decompositions of the operators, for tracers that are to see torch's own operations alone.
+Tensors composed_forward(const Tensor& x, const py::sequence& weights, const py::sequence& biases, const Chain& chain) {
+  const Tensors w = tensors(weights, "weights"), b = tensors(biases, "biases");
+  const py::gil_scoped_release unlocked;
+  return operators::composed_forward(x, {w, b, chain});
+}
+Tensors composed_backward(const Tensor& dy, const Tensor& x, const Tensors& weights, const Tensors& saved,
+                          const Chain& chain, const std::vector<bool>& needs) {
+  const py::gil_scoped_release unlocked;
+  return operators::composed_backward(dy, x, weights, saved, chain, needs);
 }
 
 LayerActivation one(const std::string& name, const std::vector<double>& parameters) {
@@ -222,6 +235,15 @@ PYBIND11_MODULE(_C, m) {
                       [=](const py::tuple& state) { return make_chain(state[0].cast<Layers>()); }));
 
   m.def("mlp", &mlp_from_python, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+  m.def("composed_forward", &composed_forward, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+  m.def("composed_backward", &composed_backward, py::arg("dy"), py::arg("x"), py::arg("weights"), py::arg("saved"),
+        py::arg("chain"), py::arg("needs"));
+  m.def(
+      "composed_activation",
+      [](const Tensor& x, const std::string& name, const std::vector<double>& parameters) {
+        return composition::activation(x, one(name, parameters));
+      },
+      py::arg("x"), py::arg("name"), py::arg("parameters"));
   m.def(
       "activation",
       [](const Tensor& x, const std::string& name, const std::vector<double>& parameters) {
