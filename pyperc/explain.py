@@ -13,7 +13,8 @@ from torch import nn
 
 from pyperc import _C
 from pyperc.activation import chain, describe
-from pyperc.fuse import is_candidate
+from pyperc.blocks import Block
+from pyperc.fuse import is_candidate, is_straight
 from pyperc.nn import Linear, Sequential, observed_by
 from pyperc.runs import (
     LINEAR_TYPES,
@@ -100,6 +101,12 @@ def explain(model: nn.Module, *inputs: Any, **keywords: Any) -> Explanation:
             layers += _children(
                 names, list(module._modules.values()), observed.get(module, _Call("the container was not called")), run
             )
+        elif isinstance(module, Block) and (line := module.line()) is not None:
+            names = [f"{name}.{child}" if name else child for child in line.names]
+            call = observed.get(line.container, _Call("the block was not called, or not with a tensor alone"))
+            layers += _children(names, list(line.container._modules.values()), call, run)
+        elif is_straight(module):
+            layers.append(Layer(name, type(module).__name__, "candidate", note="pyperc.fuse would fuse it"))
         elif module in observed:
             layers += _children([name], [module], observed[module], run)
     return Explanation(tuple(layers))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copyreg
 import types
-from typing import Any, ClassVar, SupportsIndex, TypeGuard, TypeVar
+from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 from torch import nn
 
+from pyperc.blocks import Block, line_of
 from pyperc.nn import MLP, Sequential
 
 M = TypeVar("M", bound=nn.Module)
@@ -18,8 +19,14 @@ def fuse(module: M) -> M:
 
     Parameters, buffers, hooks and state_dict keys stay as they are; only the class of these containers changes.
     nn.Sequential itself becomes pyperc.nn.Sequential. A subclass becomes a subclass of both, so that isinstance holds
-    and a forward that it defines still runs, with super().forward fused. Containers that derive from
-    pyperc.nn.Sequential already, and all other modules, stay. Returns `module`.
+    and a forward that it defines still runs, with super().forward fused.
+
+    A module of another class whose forward sends its one argument down a straight line of layers,
+    `self.fc2(F.gelu(self.fc1(x)))`, becomes a subclass of its class that computes this line so. Its forward must have
+    no branch and change nothing; it is run once on a stand-in for a tensor (torch.fx). The line is found anew when the
+    module's children or attributes have changed. Under torch.compile the class's own forward is compiled.
+
+    Containers that derive from pyperc.nn.Sequential already, and all other modules, stay. Returns `module`.
 
     Raises TypeError if `module` is not an nn.Module.
 
@@ -29,9 +36,9 @@ def fuse(module: M) -> M:
     ('pyperc.nn', True, torch.Size([2, 3]))
     """
     _check_module("fuse", module)
-    for container in list(module.modules()):
-        if is_candidate(container):
-            container.__class__ = fused_class(type(container))
+    for inner in list(module.modules()):
+        if is_candidate(inner) or is_straight(inner):
+            inner.__class__ = fused_class(type(inner))
     return module
 
 
@@ -48,13 +55,13 @@ def unfuse(module: M) -> M:
     for container in list(module.modules()):
         original = _original_class(type(container))
         if original is not None:
-            for kept in ("_pyperc_runs", "_pyperc_whole"):
+            for kept in ("_pyperc_runs", "_pyperc_whole", "_pyperc_line"):
                 container.__dict__.pop(kept, None)
             container.__class__ = original
     return module
 
 
-def is_candidate(module: nn.Module) -> TypeGuard[nn.Sequential]:
+def is_candidate(module: nn.Module) -> bool:
     """True for an nn.Sequential, or an instance of a subclass, that `fuse` would change."""
     return (
         isinstance(module, nn.Sequential)
@@ -63,10 +70,18 @@ def is_candidate(module: nn.Module) -> TypeGuard[nn.Sequential]:
     )
 
 
-class FusedSubclass(Sequential):
+def is_straight(module: nn.Module) -> bool:
+    """True for a module that is no container and whose forward `fuse` would compute as a line of layers."""
+    cls = type(module)
+    if isinstance(module, nn.Sequential | Block) or cls.__module__.split(".")[0] in ("torch", "pyperc"):
+        return False
+    return line_of(module) is not None
+
+
+class Made(nn.Module):
     """Base of the classes that `fused_class` makes; they stand in no module by name, so a pickle names `fused_from`."""
 
-    fused_from: ClassVar[type[nn.Sequential]]
+    fused_from: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         reduced = super().__reduce_ex__(protocol)
@@ -75,22 +90,23 @@ class FusedSubclass(Sequential):
         return (_new, (self.fused_from, *reduced[1][1:]), *reduced[2:])
 
 
-_FUSED: dict[type[nn.Sequential], type[Sequential]] = {nn.Sequential: Sequential}
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {nn.Sequential: Sequential}
 
 
-def fused_class(base: type[nn.Sequential]) -> type[Sequential]:
-    """pyperc.nn.Sequential for nn.Sequential, and for a subclass of that the one class that derives from both."""
+def fused_class(base: type[nn.Module]) -> type[nn.Module]:
+    """pyperc.nn.Sequential for nn.Sequential; for a subclass of that the one class that derives from both, and for
+    another class the one that derives from Block and it."""
     if base not in _FUSED:
+        bases = (Made, base, Sequential) if issubclass(base, nn.Sequential) else (Made, Block, base)
         members = {"__module__": base.__module__, "__doc__": base.__doc__, "fused_from": base}
-        _FUSED[base] = types.new_class(
-            f"Fused{base.__name__}", (base, FusedSubclass), exec_body=lambda body: body.update(members)
-        )
+        _FUSED[base] = types.new_class(f"Fused{base.__name__}", bases, exec_body=lambda body: body.update(members))
     return _FUSED[base]
 
 
-def _new(base: type[nn.Sequential], *args: Any) -> Sequential:
+def _new(base: type[nn.Module], *args: Any) -> nn.Module:
     cls = fused_class(base)
-    return cls.__new__(cls, *args)
+    made: nn.Module = cls.__new__(cls, *args)
+    return made
 
 
 def _original_class(cls: type[nn.Module]) -> type[nn.Module] | None:
