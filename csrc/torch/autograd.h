@@ -12,7 +12,7 @@ Tensor mlp(const Tensor& x, const Network& network);
 // What the autograd key of pyperc::mlp runs.
 Tensor mlp_autograd(const Tensor& x, const Network& network);
 
-// Whether the kernels may be called on these tensors as they are, with nothing to record: neither derivatives nor calls.
+// Whether the kernels may be called on these tensors as they are, with nothing to record: no derivatives, no calls.
 bool is_native(const Tensor& x, const Network& network);
 
 }  // namespace pyperc
