@@ -211,18 +211,24 @@ def call(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: 
 
     torch.compile and torch.export record operators, and a TorchDispatchMode (make_fx, FlopCounterMode) is shown
     operators: a direct call would be a hole in what they see. jit.trace cannot record a list of optional tensors, so
-    it is given the layers.
+    it is given the layers, and so is torch.onnx.export.
     """
+    if torch.onnx.is_in_onnx_export() and torch.compiler.is_compiling():
+        return _by_layers(x, weights, biases, layers)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         output: Tensor = torch.ops.pyperc.mlp.default(x, weights, biases, *_as_schema(layers))
         return output
     if torch._C._get_tracing_state() is not None:
-        for weight, bias, (name, values) in zip(weights, biases, layers, strict=True):
-            x = torch.ops.pyperc.activation.default(F.linear(x, weight, bias), name, list(values))
-        return x
+        return _by_layers(x, weights, biases, layers)
     if not isinstance(x, Tensor):
         raise TypeError(f"mlp: x must be a Tensor, got {type(x).__name__}")
     return _C.mlp(x, weights, biases, chain(layers))
+
+
+def _by_layers(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: tuple[Resolved, ...]) -> Tensor:
+    for weight, bias, (name, values) in zip(weights, biases, layers, strict=True):
+        x = torch.ops.pyperc.activation.default(F.linear(x, weight, bias), name, list(values))
+    return x
 
 
 def _as_list(name: str, tensors: Iterable[T]) -> list[T]:

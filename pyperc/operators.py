@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from pyperc import _C
@@ -108,11 +107,10 @@ def _backward_flops(
 
 
 def register() -> None:
-    """Tell torch: FlopCounterMode counts by these formulas, torch.onnx.export and DTensor see through pyperc::mlp."""
+    """Tell torch: FlopCounterMode counts by these formulas."""
     if _OPS.mlp not in flop_registry:  # unless the module is loaded anew
         register_flop_formula([_OPS.mlp, _OPS.mlp_forward])(_forward_flops)
         register_flop_formula(_OPS.mlp_backward)(_backward_flops)
-    decomposition_table[_OPS.mlp.default] = _mlp
 
 
 register()

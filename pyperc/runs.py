@@ -167,7 +167,8 @@ def call_operator(x: Any, stretch: Stretch) -> Any:
     # A subclass that knows torch's operations alone (DTensor) need not have a __torch_function__. torch.export traces
     # by modes of its own, which are no reason.
     subclass = any(type(tensor) not in _TRACED for tensor in operands if tensor is not None)
-    if subclass or (takes_part(operands) and not torch.compiler.is_exporting()):
+    # An ONNX graph holds no operator of ours.
+    if subclass or torch.onnx.is_in_onnx_export() or (takes_part(operands) and not torch.compiler.is_exporting()):
         return stretch.one_by_one(x)
     return functional.call(x, weights, biases, stretch.layers)
 
