@@ -22,7 +22,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """The operators as compositions of torch's own operations, for `ExportedProgram.run_decompositions`.
 
     An exported program holds the operator `pyperc::mlp`, which needs pyperc where it runs. Decomposed, it holds
-    nothing but ATen: what a target without custom operators wants. `torch.onnx.export` does this by itself.
+    nothing but ATen: what a target without custom operators wants, and what `torch.onnx.export` wants of a program that
+    is exported already. Of a module it makes a plain graph by itself.
 
     >>> import pyperc
     >>> model = pyperc.MLP([4, 8, 2])

@@ -9,6 +9,7 @@ import torch
 from reference import ACTIVATIONS, ALTERED, Activation, Network, check, draw, named, native, results
 from small import F64, same
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -117,3 +118,9 @@ def test_make_fx_traces_the_operator() -> None:
     graph = make_fx(lambda x: torch.ops.pyperc.mlp(x, w, b, names, parameters))(x)
     assert any("pyperc" in str(node.target) for node in graph.graph.nodes)
     same(graph(x), native(net))
+
+
+def test_torchs_own_table_of_decompositions_is_left_alone() -> None:
+    """Where the variable CI is set, inductor refuses an operator with both a fallback and an entry in that table."""
+    names = ("mlp", "mlp_forward", "mlp_backward", "activation")
+    assert get_decompositions([getattr(torch.ops.pyperc, name).default for name in names]) == {}
