@@ -55,6 +55,18 @@ def test_the_slower_contender_has_the_larger_ratio():
     assert len(measured.samples["eager"].parts) >= 3
 
 
+def test_a_slow_first_call_leaves_no_short_blocks():
+    repeated = []
+
+    def block(repeats):
+        repeated.append(repeats)
+        return (0.3 if len(repeated) == 1 else 1e-5 * repeats,)
+
+    interleaved({"pyperc": block}, Pace(0.01, warm_up=0.0, block=0.002, probe=0.0005, fewest=3))
+    assert repeated[:2] == [1, 1]
+    assert set(repeated[2:]) == {200}
+
+
 def test_blocks_beside_a_low_probe_are_dropped(monkeypatch):
     probes = iter([100.0] * 6 + [10.0] + [100.0] * 10000)
     monkeypatch.setattr(_C, "probe", lambda seconds: next(probes))
