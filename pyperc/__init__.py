@@ -40,6 +40,7 @@ from pyperc.fuse import fuse, unfuse  # noqa: E402
 from pyperc.info import info  # noqa: E402
 from pyperc.nn import MLP, Linear  # noqa: E402
 from pyperc.operators import decompositions  # noqa: E402
+from pyperc.step import TrainStep  # noqa: E402
 
 _NEED_SCIKIT_LEARN = ("features", "linear_model")
 
@@ -51,4 +52,16 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'pyperc' has no attribute {name!r}")
 
 
-__all__ = ["MLP", "Linear", "activations", "decompositions", "explain", "functional", "fuse", "info", "nn", "unfuse"]
+__all__ = [
+    "MLP",
+    "Linear",
+    "TrainStep",
+    "activations",
+    "decompositions",
+    "explain",
+    "functional",
+    "fuse",
+    "info",
+    "nn",
+    "unfuse",
+]

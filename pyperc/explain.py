@@ -25,6 +25,7 @@ from pyperc.runs import (
     own_activation,
     takes_part,
 )
+from pyperc.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` returns: `layers` is the data, str() a table of it."""
+    """What `explain` returns: `layers` is the data, str() a table of it.
+
+    Of a `pyperc.TrainStep` also the `engine` that runs it, and the `note` that says why it is not the native one.
+    """
 
     layers: tuple[Layer, ...]
+    engine: str = ""
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The layers as plain dicts, ready for json.dumps."""
-        return {"layers": [asdict(layer) for layer in self.layers]}
+        of_step = {"engine": self.engine, "note": self.note} if self.engine else {}
+        return {**of_step, "layers": [asdict(layer) for layer in self.layers]}
 
     def __str__(self) -> str:
+        if self.engine:
+            return f"engine: {self.engine}{self.note and ', as ' + self.note}\n\n{Explanation(self.layers)}"
         if not self.layers:
             return "no nn.Sequential with a linear layer, and no pyperc.Linear"
         return _table(self.layers)
@@ -73,13 +82,14 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(model: nn.Module, *inputs: Any, **keywords: Any) -> Explanation:
+def explain(model: nn.Module | TrainStep, *inputs: Any, **keywords: Any) -> Explanation:
     """What runs when `model(*inputs, **keywords)` is called: for each layer of each fused container its path, ISA,
     threads and blocking, or the reason for an ordinary call; and the containers that `pyperc.fuse` would change.
 
     The model is called once, without gradients and in evaluation mode (restored afterwards), so that neither
     statistics nor random numbers advance. A container that is called several times is explained by its first call; one
-    that is not called has no input to plan for, and is said to be so.
+    that is not called has no input to plan for, and is said to be so. For a `pyperc.TrainStep` its model is explained,
+    and which engine takes the step.
 
     Raises TypeError if `model` is not an nn.Module, and whatever the call raises.
 
@@ -87,6 +97,8 @@ def explain(model: nn.Module, *inputs: Any, **keywords: Any) -> Explanation:
     >>> [(layer.name, layer.call, layer.activation) for layer in explanation.layers]
     [('0', 'fused', 'relu'), ('2', 'ordinary', '')]
     """
+    if isinstance(model, TrainStep):
+        return Explanation(explain(model.model, *inputs, **keywords).layers, *model.choice())
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an instance of torch.nn.Module, got {type(model).__name__}")
     model = model._modules.get("_orig_mod") or model  # torch.compile's wrapper: its calls are recorded elsewhere

@@ -39,6 +39,12 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(params=["autograd"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Of a TrainStep, for `steps.prepared`."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
     """A fixed seed and one thread before, the count of threads and the default dtype as they were after.

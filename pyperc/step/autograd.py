@@ -1,0 +1,99 @@
+"""The step by torch's autograd and optimizer, for every model that there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyperc.step.objective import check_finite
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from pyperc.step.objective import Objective
+    from pyperc.step.optimizer import Masters
+
+
+class Reading:
+    """model(x * scale + shift), x as numbers of the model's dtype where it is uint8."""
+
+    def __init__(self, model: nn.Module, scale: float | Tensor, shift: float | Tensor) -> None:
+        for name, value in (("scale", scale), ("shift", shift)):
+            if not isinstance(value, int | float | Tensor):
+                raise TypeError(f"TrainStep: {name} must be a number or a Tensor, got {type(value).__name__}")
+        self.model, self.scale, self.shift = model, scale, shift
+        self.plain = not isinstance(scale, Tensor) and not isinstance(shift, Tensor) and (scale, shift) == (1, 0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def __call__(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            x = x.detach()
+            if x.dtype == torch.uint8:
+                x = x.to(self.dtype)
+        return self.model(x if self.plain else x * self.scale + self.shift)
+
+
+class Autograd:
+    """Forward, backward, clip, update. No parameter's .grad is read or left behind."""
+
+    name = "autograd"
+
+    def __init__(
+        self,
+        model: Reading,
+        objective: Objective,
+        optimizer: Optimizer,
+        masters: Masters,
+        clip_grad_norm: float | None,
+        raises: bool,
+    ) -> None:
+        self.model, self.objective, self.optimizer, self.masters = model, objective, optimizer, masters
+        self.clip_grad_norm, self.raises = clip_grad_norm, raises
+        self.norm: Tensor | None = None
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters of the groups that want a gradient; where there is a master, not that."""
+        parameter_of = {master: parameter for parameter, master in self.masters.of.items()}
+        held = (parameter_of.get(p, p) for group in self.optimizer.param_groups for p in group["params"])
+        return [p for p in held if p.requires_grad]
+
+    def step(self, x: Any, y: Any, weight: Tensor | None, number: int) -> Tensor:
+        trained = self.trained()
+        updated = [self.masters.of.get(p, p) for p in trained]
+        held = [(p, p.grad) for p in {*trained, *updated}]
+        for p, _ in held:
+            p.grad = None
+        try:
+            loss = self._loss(x, y, weight)
+            if self.raises:
+                check_finite(loss.detach(), number)
+            if trained:
+                loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
+            for parameter, master in self.masters.of.items():
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+            if self.clip_grad_norm is not None:
+                self.norm = nn.utils.clip_grad_norm_(updated, self.clip_grad_norm)
+            self.optimizer.step()
+            self.masters.write()
+        finally:
+            for p, grad in held:
+                p.grad = grad
+        return loss.detach()
+
+    def gradients(self, x: Any, y: Any, weight: Tensor | None) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+        trained = self.trained()
+        loss = self._loss(x, y, weight)
+        found = torch.autograd.grad(loss, trained, allow_unused=True) if trained else ()
+        return loss.detach(), {p: g for p, g in zip(trained, found, strict=True) if g is not None}
+
+    @torch.enable_grad()
+    def _loss(self, x: Any, y: Any, weight: Tensor | None) -> Tensor:
+        return self.objective(self.model(x), y, weight)
+
+    def release(self) -> None:
+        pass

@@ -1,0 +1,231 @@
+"""TrainStep: what a user holds; which engine runs is decided here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyperc.step.autograd import Autograd, Reading
+from pyperc.step.graphed import Graphed
+from pyperc.step.objective import Loss, Objective
+from pyperc.step.optimizer import Masters, as_groups, check_owner, make, take_schedules
+
+if TYPE_CHECKING:
+    from pyperc.explain import Explanation
+
+
+class TrainStep:
+    """One step of training, loss = step(x, y): forward, loss, backward and the update of the model's own Parameters.
+
+        s = model(x),  l = loss(s, y),  g = dl/dw,  w <- w - lr update(g)
+
+    After any number of steps the parameters are those of the loop in plain torch (zero_grad, forward, backward,
+    optimizer.step), to rounding. No .grad is read or written.
+
+    Args:
+        model: a network, which runs as it does when it is called. `explain` says how.
+        loss: "cross_entropy", "mse", "logistic", "hinge" or "squared_hinge" (see `pyperc.functional`), an
+            nn.CrossEntropyLoss or nn.MSELoss, or any function of scores and target that returns one number.
+        optimizer: "sgd", "adam" or "adamw", or one of torch.optim over the model's parameters.
+        lr: a number, or a function of the number of steps taken before; torch's default where it is not given.
+        params: torch's parameter groups, [{"params": ..., "lr": ...}, ...]; all parameters where it is not given.
+            Frozen ones (requires_grad=False) stay as they are.
+        reduction: "mean", which divides by the sum of the weights, or "sum".
+        weight: of the classes, or of the outputs for a loss of single numbers.
+        label_smoothing, ignore_index: as torch.nn.CrossEntropyLoss has them.
+        threshold: of the hinge losses.
+        scale, shift: the model is given x * scale + shift; numbers, or tensors that broadcast. uint8 images count as
+            numbers: scale=1 / 255.
+        clip_grad_norm: the 2-norm of all gradients together is cut down to this before the update.
+        on_nan: "raise" for a FloatingPointError where a loss is NaN or infinite, with the number of the step (from 0),
+            before anything is changed; "ignore" goes on, as torch does.
+        options: those of torch's optimizer, by its names and with its defaults: momentum, dampening, weight_decay,
+            nesterov, maximize for sgd; betas, eps, weight_decay, amsgrad, maximize for adam and adamw.
+
+    Raises TypeError or ValueError that names the argument. EE-559, lectures 3.5 and 3.6.
+
+    >>> import pyperc, torch
+    >>> model = pyperc.MLP([4, 8, 3])
+    >>> step = TrainStep(model, "cross_entropy", "sgd", lr=0.5, momentum=0.9)
+    >>> x, y = torch.randn(16, 4), torch.randint(3, (16,))
+    >>> losses = [float(step(x, y)) for _ in range(50)]
+    >>> losses[-1] < losses[0], step.steps
+    (True, 50)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss = "cross_entropy",
+        optimizer: str | Optimizer = "sgd",
+        lr: float | Tensor | Callable[[int], float] | None = None,
+        *,
+        params: Iterable[Any] | None = None,
+        reduction: str | None = None,
+        weight: Tensor | None = None,
+        label_smoothing: float | None = None,
+        ignore_index: int | None = None,
+        threshold: float | None = None,
+        scale: float | Tensor = 1.0,
+        shift: float | Tensor = 0.0,
+        clip_grad_norm: float | None = None,
+        on_nan: str = "ignore",
+        **options: Any,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"TrainStep: model must be an instance of torch.nn.Module, got {type(model).__name__}")
+        if on_nan not in ("ignore", "raise"):
+            raise ValueError(f"TrainStep: on_nan must be ignore or raise, got {on_nan!r}")
+        if clip_grad_norm is not None and not clip_grad_norm >= 0:
+            raise ValueError(f"TrainStep: clip_grad_norm must not be negative, got {clip_grad_norm}")
+        self.model = model
+        self.loss = Objective(
+            loss,
+            reduction=reduction,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            threshold=threshold,
+        )
+        self._masters, self._schedules = Masters(()), {}
+        if isinstance(optimizer, Optimizer):
+            given = [*options, *(name for name, value in (("lr", lr), ("params", params)) if value is not None)]
+            if given:
+                raise TypeError(f"TrainStep: {given[0]} belongs to the optimizer, which was given with its own")
+            check_owner("optimizer", model, optimizer.param_groups)
+            self.optimizer = optimizer
+        else:
+            groups = as_groups(model, params)
+            self._schedules = take_schedules(groups, lr)
+            self._masters = Masters(p for group in groups for p in group["params"])
+            for group in groups:
+                group["params"] = [self._masters.of.get(p, p) for p in group["params"]]
+            self.optimizer = make(optimizer, groups, options if lr is None or callable(lr) else {"lr": lr, **options})
+        engine = Graphed if next(model.parameters()).device.type == "cuda" else Autograd
+        self._autograd = engine(
+            Reading(model, scale, shift),
+            self.loss,
+            self.optimizer,
+            self._masters,
+            clip_grad_norm,
+            raises=on_nan == "raise",
+        )
+        self._steps = 0
+        self.batches = 0
+
+    def __call__(self, x: Any, y: Any, weight: Tensor | None = None) -> Tensor:
+        """One step. The loss before it, detached: for 16-bit models in float32.
+
+        x is what the model takes; y int64 classes [*] or probabilities [*, classes] for cross_entropy, else numbers
+        like the scores; `weight` [*] multiplies the samples' losses, whose mean is over the sum of the weights then.
+        """
+        self._prepare()
+        loss = self._autograd.step(x, y, weight, self._steps)
+        self._steps += 1
+        return loss
+
+    def gradients(self, x: Any, y: Any, weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its gradient for each parameter that is trained, by name; nothing is updated.
+
+        Neither clipping nor weight decay is in them, and they are not negated by `maximize`.
+        """
+        self._prepare()
+        loss, gradients = self._autograd.gradients(x, y, weight)
+        return loss, {name: gradients[p] for name, p in self.model.named_parameters() if p in gradients}
+
+    def epoch(
+        self,
+        x: Tensor,
+        y: Tensor,
+        order: Tensor | None,
+        batch_size: int,
+        losses: Tensor,
+        begin: int = 0,
+        seconds: float = math.inf,
+        weight: Tensor | None = None,
+    ) -> int:
+        """Steps over the batches begin, begin + 1, ... of an epoch; the number of the batch that is next.
+
+        Batch b is rows order[b size : (b + 1) size] of x, y and weight; the last may be shorter. `order` is int64, None
+        for the rows as they lie. losses[b], float64, is written for each; its length is the number of batches. x of
+        another floating dtype is converted batch by batch. No batch begins when `seconds` are over, the first apart;
+        `batches` is the next one even where an exception came between.
+        """
+        end, self.batches = time.perf_counter() + seconds, begin
+        while self.batches < len(losses):
+            span = slice(self.batches * batch_size, (self.batches + 1) * batch_size)
+            rows = span if order is None else order[span]
+            batch = x[rows].to(self._autograd.model.dtype) if x.is_floating_point() else x[rows]
+            losses[self.batches] = self(batch, y[rows], None if weight is None else weight[rows])
+            self.batches += 1
+            if time.perf_counter() > end:
+                break
+        return self.batches
+
+    def _prepare(self) -> None:
+        """What must be up to date before the parameters are read."""
+        for group, schedule in self._schedules.items():
+            self.optimizer.param_groups[group]["lr"] = schedule(self._steps)
+        self._masters.read()
+
+    @property
+    def engine(self) -> str:
+        """Which engine the next step takes: "native", "autograd" or "cuda graph"."""
+        return self.choice()[0]
+
+    def choice(self) -> tuple[str, str]:
+        """The engine's name, and why it is not the native one."""
+        return self._autograd.name, "there is no other"
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken; with the state it is saved and loaded."""
+        return self._steps
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's: hyperparameters that are written here hold from the next step on."""
+        return self.optimizer.param_groups
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of the last step's gradients before they were clipped; NaN without clip_grad_norm."""
+        return float("nan") if self._autograd.norm is None else float(self._autograd.norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, which torch's optimizer of the same kind loads as it is; with the number of steps, and
+        the float32 masters of 16-bit parameters. The parameters are the model's to save."""
+        state = {**self.optimizer.state_dict(), "steps": self.steps}
+        if self._masters.of:
+            state["masters"] = [master.detach() for master in self._masters.of.values()]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave, or the state_dict of torch's optimizer of the same kind.
+
+        A run goes on with the same bits from the model's state, this and that of torch's random generator.
+        """
+        self.optimizer.load_state_dict(state_dict)
+        if "masters" in state_dict:
+            self._masters.load(state_dict["masters"])
+        counts = [int(state["step"]) for state in state_dict["state"].values() if "step" in state]
+        self._steps = int(state_dict.get("steps", max(counts, default=0)))
+
+    def release(self) -> None:
+        """Gives the memory of the workspaces back; the next step takes it again."""
+        self._autograd.release()
+
+    def explain(self, *inputs: Any) -> Explanation:
+        """What `pyperc.explain(step, *inputs)` returns."""
+        from pyperc.explain import explain  # which imports this package
+
+        return explain(self, *inputs)
+
+    def __repr__(self) -> str:
+        name = self.loss.name or self.loss.function
+        return f"TrainStep({type(self.model).__name__}, {name}, {type(self.optimizer).__name__}, steps={self.steps})"
