@@ -34,6 +34,9 @@ class Chain:
 def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> Tensor:
     """x [*, sizes[0]], weights[l] [sizes[l+1], sizes[l]], biases[l] [sizes[l+1]] or None; with derivatives."""
 
+def mlp_of_subclass(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> Tensor:
+    """mlp for tensors of a subclass that has rules for the operators, which its __torch_dispatch__ is shown."""
+
 class Run:
     """A fused run of modules, kept for the next call.
 

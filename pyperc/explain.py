@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyperc import _C
+from pyperc import _C, functional
 from pyperc.activation import chain, describe
 from pyperc.blocks import Block
 from pyperc.fuse import is_candidate, is_straight
@@ -186,6 +186,8 @@ def _children(names: Sequence[str], children: Sequence[nn.Module], call: _Call, 
 def _stretch(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int]) -> list[Layer]:
     """The lines for one native call: its linear layers, or all of its children where the tensors forbid the call."""
     weights, biases = stretch.operands()
+    if functional.is_distributed(x):
+        return _sharded(names, stretch, x, run)
     try:
         refusal = "a tensor subclass or a TorchFunctionMode takes part" if takes_part((x, *weights, *biases)) else ""
         plan = {} if refusal else _C.plan(x, weights, biases, chain(stretch.layers))
@@ -215,6 +217,27 @@ def _stretch(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int])
         )
         for (name, linear), resolved, layer in zip(linears, stretch.layers, plan["layers"], strict=True)
     ]
+
+
+def _sharded(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int]) -> list[Layer]:
+    """The lines for a stretch of DTensors, which is as many native calls as there are rules for its parts."""
+    layers: list[Layer] = []
+    linears = [pair for pair in zip(names, stretch.children, strict=True) if type(pair[1]) in LINEAR_TYPES]
+
+    def observer(start: int, stop: int, rule: str | None) -> None:
+        number = None if rule is None else next(run)
+        for (name, linear), resolved in zip(linears[start:stop], stretch.layers[start:stop], strict=True):
+            module = f"{type(linear).__name__}({linear.in_features}, {linear.out_features})"
+            activation = describe(resolved).replace("'", "")
+            if rule is None:
+                note = "DTensors placed in a way that has no rule: torch's operations"
+                layers.append(Layer(name, module, "ordinary", activation=activation, note=note))
+            else:
+                note = f"DTensors: {rule}"
+                layers.append(Layer(name, module, "fused", run=number, activation=activation, path="native", note=note))
+
+    functional.sharded(x, *stretch.operands(), stretch.layers, observer)
+    return layers
 
 
 _COLUMNS = (

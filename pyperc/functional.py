@@ -3,6 +3,7 @@ its derivatives with respect to the input."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -214,18 +215,35 @@ def call(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: 
     it is given the layers, and so is torch.onnx.export.
     """
     if torch.onnx.is_in_onnx_export() and torch.compiler.is_compiling():
-        return _by_layers(x, weights, biases, layers)
+        return by_layers(x, weights, biases, layers)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         output: Tensor = torch.ops.pyperc.mlp.default(x, weights, biases, *_as_schema(layers))
         return output
     if torch._C._get_tracing_state() is not None:
-        return _by_layers(x, weights, biases, layers)
+        return by_layers(x, weights, biases, layers)
     if not isinstance(x, Tensor):
         raise TypeError(f"mlp: x must be a Tensor, got {type(x).__name__}")
+    if is_distributed(x):
+        return sharded(x, weights, biases, layers)
     return _C.mlp(x, weights, biases, chain(layers))
 
 
-def _by_layers(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: tuple[Resolved, ...]) -> Tensor:
+def sharded(*arguments: Any) -> Tensor:
+    """`pyperc.sharding.call`, imported here: torch.distributed, which it needs, takes half a second to import."""
+    from pyperc.sharding import call
+
+    return call(*arguments)
+
+
+def is_distributed(x: Any) -> bool:
+    """True for a DTensor, without importing what defines them."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def by_layers(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], layers: Sequence[Resolved]
+) -> Tensor:
     for weight, bias, (name, values) in zip(weights, biases, layers, strict=True):
         x = torch.ops.pyperc.activation.default(F.linear(x, weight, bias), name, list(values))
     return x

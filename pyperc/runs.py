@@ -152,6 +152,8 @@ def call_native(x: Any, stretch: Stretch) -> Any:
     if takes_part((x, *weights, *biases)):
         return stretch.one_by_one(x)
     try:
+        if functional.is_distributed(x):
+            return functional.sharded(x, weights, biases, stretch.layers)
         return _C.mlp(x, weights, biases, chain(stretch.layers))
     except (TypeError, ValueError) as refusal:
         return stretch.instead_of(refusal, x)

@@ -101,9 +101,13 @@ bool any_tangent(const Tensor& x, const Network& network) {
   return false;
 }
 
+// What a network with a node calls: the kernels; the operators, for a mode or a tracer to see; or these also where the
+// tensors' class is a subclass, one that has rules for them.
+enum class Way { Kernels, Operators, OperatorsOfSubclass };
+
 class MlpBackward : public Node {
  public:
-  explicit MlpBackward(const Chain& chain) : chain_(chain) {}
+  MlpBackward(const Chain& chain, Way way) : chain_(chain), way_(way) {}
 
   std::string name() const override { return "MlpBackward"; }
 
@@ -171,7 +175,8 @@ class MlpBackward : public Node {
     }
     // A tracer is shown the operator; a batch of dy (vmap over the backward pass) needs ATen's own rules.
     const bool batched = keys.has(c10::DispatchKey::FuncTorchBatched) || keys.has(c10::DispatchKey::Batched);
-    if (batched || is_subclass(keys)) return composition::backward(dy, x, weights, kept, chain_, needs);
+    const bool ruled = way_ == Way::OperatorsOfSubclass;
+    if (batched || (is_subclass(keys) && !ruled)) return composition::backward(dy, x, weights, kept, chain_, needs);
     for (size_t l = 0; l < depth; ++l) {
       // The operator takes whole lists; dy stands for the output where that was not kept, as nothing reads it.
       if (!weights[l].defined()) weights[l] = weights_[l].unpack();
@@ -290,14 +295,15 @@ class MlpBackward : public Node {
   }
 
   const Chain chain_;
+  const Way way_;
   std::vector<c10::SymInt> sizes_;
   SavedVariable x_;
   std::vector<SavedVariable> weights_, biases_, outputs_, summations_;
   std::vector<bool> has_bias_;
 };
 
-Tensor with_node(const Tensor& x, const Network& network, bool plain) {
-  const auto node = MakeNode<MlpBackward, NodePointer>::make(network.chain);
+Tensor with_node(const Tensor& x, const Network& network, Way way) {
+  const auto node = MakeNode<MlpBackward, NodePointer>::make(network.chain, way);
   torch::autograd::edge_list edges;
   edges.reserve(1 + 2 * network.depth());
   const auto edge = [&](const Tensor& t) {
@@ -310,7 +316,7 @@ Tensor with_node(const Tensor& x, const Network& network, bool plain) {
   Kept kept;
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    if (plain) {
+    if (way == Way::Kernels) {
       native::forward(x, network, &kept);
     } else {
       kept = operators::mlp_forward(x, network);
@@ -322,14 +328,15 @@ Tensor with_node(const Tensor& x, const Network& network, bool plain) {
   return output;
 }
 
-Tensor mlp(const Tensor& x, const Network& network, bool plain) {
+Tensor mlp(const Tensor& x, const Network& network, Way way) {
   check(x, network);
-  if (reason_for_aten(x, network.chain) || any_tangent(x, network) || (!plain && is_subclass(keys_of(x, network)))) {
+  const bool unknown = way == Way::Operators && is_subclass(keys_of(x, network));
+  if (unknown || reason_for_aten(x, network.chain) || any_tangent(x, network)) {
     return composition::forward(x, network).x.back();
   }
-  if (any_requires_grad(x, network)) return with_node(x, network, plain);
+  if (any_requires_grad(x, network)) return with_node(x, network, way);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return plain ? native::forward(x, network, nullptr) : operators::mlp(x, network);
+  return way == Way::Kernels ? native::forward(x, network, nullptr) : operators::mlp(x, network);
 }
 
 }  // namespace
@@ -339,7 +346,7 @@ Tensor mlp(const Tensor& x, const Network& network) {
   if (is_plain(keys)) {
     // What the dispatcher would tell the profiler.
     RECORD_FUNCTION("pyperc::mlp", (std::vector<c10::IValue>{x, network.weights}), at::sequence_number::peek());
-    return mlp(x, network, true);
+    return mlp(x, network, Way::Kernels);
   }
   if (is_subclass(keys)) {
     check(x, network);
@@ -348,11 +355,18 @@ Tensor mlp(const Tensor& x, const Network& network) {
   return operators::mlp(x, network);
 }
 
+Tensor mlp_of_subclass(const Tensor& x, const Network& network) {
+  const c10::DispatchKeySet own({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot});
+  if (is_plain(keys_of(x, network) - own)) return mlp(x, network, Way::OperatorsOfSubclass);
+  check(x, network);
+  return composition::forward(x, network).x.back();
+}
+
 bool is_native(const Tensor& x, const Network& network) {
   return is_plain(keys_of(x, network)) && !reason_for_aten(x, network.chain) && !any_tangent(x, network) &&
          !any_requires_grad(x, network);
 }
 
-Tensor mlp_autograd(const Tensor& x, const Network& network) { return mlp(x, network, false); }
+Tensor mlp_autograd(const Tensor& x, const Network& network) { return mlp(x, network, Way::Operators); }
 
 }  // namespace pyperc

@@ -9,6 +9,10 @@ namespace pyperc {
 // these tensors and the CPU; else the dispatcher.
 Tensor mlp(const Tensor& x, const Network& network);
 
+// The same for tensors of a subclass that has rules for our operators: its __torch_dispatch__ is shown these, where
+// that of another subclass is shown torch's own operations.
+Tensor mlp_of_subclass(const Tensor& x, const Network& network);
+
 // What the autograd key of pyperc::mlp runs.
 Tensor mlp_autograd(const Tensor& x, const Network& network);
 

@@ -39,11 +39,12 @@ Tensors tensors(const py::sequence& list, const char* name) {
   return result;
 }
 
-Tensor mlp_from_python(py::handle x, const py::sequence& weights, const py::sequence& biases, const Chain& chain) {
+template <Tensor (*function)(const Tensor&, const Network&)>
+Tensor from_python(py::handle x, const py::sequence& weights, const py::sequence& biases, const Chain& chain) {
   const Tensors w = tensors(weights, "weights"), b = tensors(biases, "biases");
   const Tensor& input = tensor(x, "x");
   const py::gil_scoped_release unlocked;
-  return mlp(input, {w, b, chain});
+  return function(input, {w, b, chain});
 }
 
 // The decompositions of the operators, for tracers that are to see torch's own operations alone.
@@ -234,7 +235,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::pickle([=](const Chain& chain) { return py::make_tuple(as_layers(chain)); },
                       [=](const py::tuple& state) { return make_chain(state[0].cast<Layers>()); }));
 
-  m.def("mlp", &mlp_from_python, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+  m.def("mlp", &from_python<mlp>, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+  m.def("mlp_of_subclass", &from_python<mlp_of_subclass>, py::arg("x"), py::arg("weights"), py::arg("biases"),
+        py::arg("chain"));
   m.def("composed_forward", &composed_forward, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
   m.def("composed_backward", &composed_backward, py::arg("dy"), py::arg("x"), py::arg("weights"), py::arg("saved"),
         py::arg("chain"), py::arg("needs"));
