@@ -45,13 +45,13 @@ bench: build $(VENV)/.extra-bench
 	$(python) bench/report.py bench/results/cpu.json
 
 python_sources := pyperc $(wildcard tests bench tools) setup.py
-native_sources = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+native_sources = $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(VENV)/.extra-lint
 	$(python) -m ruff check $(python_sources)
 	$(python) -m ruff format --check $(python_sources)
 	$(python) -m mypy --strict pyperc
-	@printf 'clang-format --dry-run -Werror csrc\n'
+	@printf 'clang-format --dry-run -Werror csrc tests/cuda\n'
 	@$(VENV)/bin/clang-format --dry-run -Werror $(native_sources)
 
 format: $(VENV)/.extra-lint

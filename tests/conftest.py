@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from emulator import Emulator, available
 from shapes import instruction_set
 
 from pyperc import _C
@@ -58,3 +60,18 @@ def torch_settings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def emulated_kernels() -> Emulator:
+    if not available():
+        pytest.skip("the emulated kernels need g++ on Linux")
+    return Emulator.built(os.environ.get("PYPERC_EMULATOR", "plain"))
+
+
+@pytest.fixture
+def emulator(emulated_kernels: Emulator) -> Iterator[Emulator]:
+    """The CUDA kernels on the processor; what a test places is released after it."""
+    emulated_kernels.settings()
+    yield emulated_kernels
+    emulated_kernels.release()

@@ -10,7 +10,9 @@
 // Kernel helpers must vanish into their caller: an out-of-line copy of an ISA's code would spill every register.
 #define PYPERC_INLINE PYPERC_HOST_DEVICE __attribute__((always_inline)) inline
 
-#if defined(__clang__)
+#if defined(__CUDACC__)
+#define PYPERC_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
 #define PYPERC_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define PYPERC_UNROLL _Pragma("GCC unroll 64")

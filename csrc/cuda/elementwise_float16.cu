@@ -1,0 +1,6 @@
+// The elementwise kernels of one dtype.
+#include "elementwise.cuh"
+
+namespace pyperc::cuda {
+PYPERC_ELEMENTWISE(Half)
+}  // namespace pyperc::cuda

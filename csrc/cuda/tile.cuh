@@ -1,0 +1,67 @@
+// A tile of a matrix in shared memory, how it gets there, and the fragments that the matrix instructions read from it.
+//
+// A row is cut into pieces of 16 bytes. Piece p of a row lies at place p ^ (a function of the row), so that the 8 rows
+// that one ldmatrix reads at the same p lie in 8 different groups of banks: nothing is padded, and nothing conflicts.
+#pragma once
+
+#include "primitives.cuh"
+
+namespace pyperc::cuda {
+
+template <class T, int ROWS_, int COLUMNS_>
+struct Tile {
+  static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_;
+  static constexpr int PIECE = Vector<T>::SIZE, PIECES = COLUMNS / PIECE;
+  static constexpr int SIZE = ROWS * COLUMNS;  // elements; in bytes a multiple of 128
+  static_assert(COLUMNS % PIECE == 0 && (PIECES & (PIECES - 1)) == 0, "a power of two of pieces");
+
+  T* data;
+
+  PYPERC_DEVICE T* at(int row, int piece) const {
+    constexpr int CYCLE = PIECES < 8 ? PIECES : 8, ROWS_IN_ALL_BANKS = 8 / CYCLE;
+    return data + (row * PIECES + (piece ^ (row / ROWS_IN_ALL_BANKS % CYCLE))) * PIECE;
+  }
+  PYPERC_DEVICE T* element(int row, int column) const { return at(row, column / PIECE) + column % PIECE; }
+
+  // Starts the copy of rows of `global`, ld elements apart, of which `rows` by `columns` exist (the others become
+  // zero); they begin at multiples of 16 bytes. Shared by THREADS threads, numbered t.
+  template <int THREADS>
+  PYPERC_DEVICE void copy(const T* global, int64_t ld, int64_t rows, int64_t columns, int t) const {
+    PYPERC_UNROLL
+    for (int i = 0; i < divide_up(ROWS * PIECES, THREADS); ++i) {
+      const int n = t + i * THREADS, row = n / PIECES, piece = n % PIECES;
+      if (ROWS * PIECES % THREADS && n >= ROWS * PIECES) break;
+      const int64_t left = row < rows ? columns - piece * PIECE : 0;
+      const int valid = left >= PIECE ? PIECE : left > 0 ? static_cast<int>(left) : 0;
+      const T* from = valid ? global + row * ld + piece * PIECE : global;
+      copy_async<16>(at(row, piece), from, valid * static_cast<int>(sizeof(T)));
+    }
+  }
+
+  // A's 16 x 16 (TF32: 16 x 8) from [m, k] at row m, piece k / PIECE; and, 16 bits only, from [k, m].
+  PYPERC_DEVICE FragmentA a(int m, int piece) const {
+    FragmentA f;
+    ldmatrix(f.r, at(m + lane() % 16, piece + lane() / 16));
+    return f;
+  }
+  PYPERC_DEVICE FragmentA a_transposed(int k, int piece) const {
+    FragmentA f;
+    ldmatrix_transposed(f.r, at(k + lane() % 8 + lane() / 16 * 8, piece + lane() / 8 % 2));
+    return f;
+  }
+  // B's 16 x 16 (TF32: 8 x 16), two fragments, from [n, k] at row n, piece k / PIECE; and, 16 bits only, from [k, n].
+  PYPERC_DEVICE void b(int n, int piece, FragmentB (&f)[2]) const {
+    uint32_t r[4];
+    ldmatrix(r, at(n + lane() % 8 + lane() / 16 * 8, piece + lane() / 8 % 2));
+    f[0] = {{r[0], r[1]}};
+    f[1] = {{r[2], r[3]}};
+  }
+  PYPERC_DEVICE void b_transposed(int k, int piece, FragmentB (&f)[2]) const {
+    uint32_t r[4];
+    ldmatrix_transposed(r, at(k + lane() % 16, piece + lane() / 16));
+    f[0] = {{r[0], r[1]}};
+    f[1] = {{r[2], r[3]}};
+  }
+};
+
+}  // namespace pyperc::cuda
