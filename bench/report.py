@@ -20,7 +20,7 @@ from pyperc.bench.command import SCHEMA, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-OPEN = ("mlp", "linear", "gemm")
+OPEN = ("mlp", "linear", "gemm", "jacobian")
 FOLDED = {
     "16 bits, one thread, AVX2, elementary functions": ("halves", "narrow", "elementwise", "numpy"),
     "Backward over forward": ("backward",),

@@ -16,10 +16,10 @@ from torch import nn
 
 from pyperc import _C
 from pyperc.__main__ import main
-from pyperc.bench import command, measure, tune
-from pyperc.bench.cases import Network
+from pyperc.bench import against, command, measure, tune
+from pyperc.bench.cases import Network, Settings
 from pyperc.bench.measure import Pace, calls, interleaved
-from pyperc.bench.tables import backward, blas, gemm, grid
+from pyperc.bench.tables import backward, blas, gemm, grid, jacobian
 
 ROOT = Path(__file__).resolve().parent.parent
 BRIEF = Pace(0.01, warm_up=0.005, block=0.002, probe=0.0005, fewest=3)
@@ -135,7 +135,7 @@ def test_the_grid_holds_every_activation_and_lists_the_slower_points(monkeypatch
     assert {network.sizes[0] for network, _ in points} == set(grid.WIDTHS)
     slow = {"pyperc": calls(lambda: time.sleep(0.002)), "eager": calls(lambda: None)}
     monkeypatch.setattr(Network, "contenders", lambda self, work: slow)
-    record = grid.sweep([(Network(3, (4, 4), "relu", "relu"), "forward")], 10, BRIEF, BRIEF)
+    record = grid.sweep("one", [(Network(3, (4, 4), "relu", "relu"), "forward")], 10, BRIEF, BRIEF)
     (table,) = grid.tables([record])
     assert table.rows[0][0] == "3 x 4->4 relu"
     assert table.rows[0][-1] == "at length"
@@ -149,6 +149,7 @@ def test_the_command_prints_every_table_the_machine_and_the_noise(smoke):
         "Linear and activation, no grad",
         "Forward and backward (dx, dw, db)",
         "Inference, no grad",
+        "Jacobian with respect to the input",
         "Elementary functions",
         "on 1 thread: share of that peak",
         "Backward over forward",
@@ -252,6 +253,55 @@ def test_tune_prints_its_table_beside_the_constants(capsys):
     assert "rows of a chunk" in printed
 
 
+def test_a_run_in_pieces_measures_every_case_once(capsys, tmp_path):
+    file = tmp_path / "bench.json"
+    arguments = ["bench", "--smoke", "--only", "elementwise", "jacobian", "--json", str(file), "--resume"]
+    for left in (3, 2):
+        assert main([*arguments, "--seconds", "1e-9"]) == command.LEFT
+        assert f"{left} of 4 cases are left" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "Elementary functions" in capsys.readouterr().out
+    saved = json.loads(file.read_text())
+    assert [record["table"] for record in saved["records"]] == ["jacobian", *["elementwise"] * 3]
+    assert len(set(saved["measured"])) == 4
+    assert main(arguments) == 0
+    assert json.loads(file.read_text())["records"] == saved["records"]
+
+
+def test_a_run_of_another_machine_is_not_added_to(smoke, capsys, tmp_path):
+    other = {**smoke[1], "machine": {**smoke[1]["machine"], "processor": "abacus"}}
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        main(["bench", "--smoke", "--json", str(file), "--resume"])
+    assert "must be of the same processor, abacus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["smoke", "quick", "full"])
+def test_every_case_has_a_name_of_its_own(mode):
+    for table in command.TABLES:
+        names = [job.name for job in table.jobs(Settings(mode, growth=True))]
+        assert len(names) == len(set(names))
+
+
+def test_two_runs_are_compared_in_units_of_the_peak(smoke):
+    now = smoke[1]
+    records = [dict(r) for r in now["records"] if r["table"] == "mlp"]
+    for record in records:
+        contenders = {name: {**c, "seconds": 3 * c["seconds"]} for name, c in record["contenders"].items()}
+        record.update(contenders=contenders, probe=record["probe"] / 1.5)
+    table = against.table(now, {**now, "records": records})
+    assert [row[1:3] for row in table.rows] == [["2.00", "2.00"]] * len(records)
+    assert table.rows[0][0] == "mlp: 3 x 4->5->2 relu, forward+backward"
+    assert against.table(now, {**now, "records": []}).notes
+
+
+def test_the_jacobian_is_that_of_vmap_and_jacrev(monkeypatch):
+    monkeypatch.setattr(jacobian, "calls", lambda run, within: run())
+    found = jacobian.contenders(Network(5, (4, 6, 3), "tanh"))
+    torch.testing.assert_close(found["pyperc"], found["eager"])
+
+
 def test_numpy_is_measured_in_a_process_of_its_own():
     records = blas.measure([16], 0.002)
     assert [record["work"] for record in records] == list(gemm.LAYOUTS)
@@ -288,6 +338,9 @@ def test_the_crossing_is_where_the_second_way_stays_ahead():
         (["--json", "no/such/file.json"], "argument --json: must be a file in an existing folder"),
         (["--only", "cooking"], "invalid choice: 'cooking'"),
         (["--plot", __file__], "argument --plot: must be a folder"),
+        (["--resume"], "argument --resume: needs the file"),
+        (["--seconds", "0"], "argument --seconds: must be above 0"),
+        (["--against", "no/such/file.json"], "no/such/file.json cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

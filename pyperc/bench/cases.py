@@ -190,6 +190,16 @@ class Settings:
         return self.mode == "full"
 
     @property
+    def count(self) -> int:
+        """Of contenders, where torch.compile may be one."""
+        return 3 if self.compiler else 2
+
+    @property
+    def compiling(self) -> float:
+        """Seconds, about, for a network."""
+        return 3.0 if self.compiler else 0.0
+
+    @property
     def smoke(self) -> bool:
         return self.mode == "smoke"
 
@@ -199,11 +209,12 @@ class Job:
     """One case of a table."""
 
     name: str
+    """of its own in the table"""
     run: Callable[[Pace], list[Record]]
     weight: float = 1.0
-    """the share of the time that it should be given; 0: as long as it takes"""
-    part: str = ""
-    """a job that may be left out has a name for its kind"""
+    """the share of the time that it should be given"""
+    seconds: float = 0.0
+    """that it takes beside, whatever it is given"""
 
 
 def timed(
@@ -217,11 +228,12 @@ def timed(
     threads: int | None = None,
     isa: str | None = None,
     count: int = 2,
+    seconds: float = 0.0,
     extra: Callable[[Measurement], Record] | None = None,
 ) -> Job:
     """A job that measures contenders in turns; its record has the ratio of each to pyperc.
 
-    `count`: of contenders, about. `extra`: more facts, from the measurement.
+    `count`: of contenders, about. `seconds`: what making them takes. `extra`: more facts, from the measurement.
     """
 
     def run(pace: Pace) -> list[Record]:
@@ -231,7 +243,8 @@ def timed(
             add(record, measured, cost)
         return [{**record, **(extra(measured) if extra else {})}]
 
-    return Job(f"{case}, {work}", run, float(count))
+    name = f"{case}, {work}" + (f", {threads} threads" if threads else "") + (f", {isa}" if isa else "")
+    return Job(name, run, float(count), seconds)
 
 
 def add(record: Record, measured: Measurement, cost: Cost) -> None:

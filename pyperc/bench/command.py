@@ -1,9 +1,14 @@
-"""`python -m pyperc bench`: measures the tables one after the other, prints them, and saves what was measured."""
+"""`python -m pyperc bench`: measures the tables one after the other, prints them, and saves what was measured.
+
+A run can be made in pieces: every case is saved when it is measured, and `--resume` goes on with the cases that the
+file does not hold.
+"""
 
 import argparse
 import datetime
 import importlib.util
 import json
+import math
 import shutil
 import sys
 import time
@@ -16,15 +21,46 @@ from typing import Any
 from pyperc.bench import machine
 from pyperc.bench.cases import Compiler, Job, Record, Settings
 from pyperc.bench.measure import Pace
-from pyperc.bench.tables import backward, blas, elementwise, gemm, grid, growth, halves, linear, memory, mlp, narrow
+from pyperc.bench.tables import (
+    backward,
+    blas,
+    elementwise,
+    gemm,
+    grid,
+    growth,
+    halves,
+    jacobian,
+    linear,
+    memory,
+    mlp,
+    narrow,
+)
 from pyperc.bench.text import Table
 
-TABLES: tuple[ModuleType, ...] = (gemm, blas, linear, mlp, halves, elementwise, narrow, backward, grid, growth, memory)
+TABLES: tuple[ModuleType, ...] = (
+    gemm,
+    blas,
+    linear,
+    mlp,
+    jacobian,
+    halves,
+    elementwise,
+    narrow,
+    backward,
+    growth,
+    grid,
+    memory,
+)
 
 SECONDS = {"smoke": 1.0, "quick": 150.0, "full": 680.0}
 """What a run aims at; compiling and setting up are within."""
-LEAST = 0.12
-"""Seconds for a contender, however late it has become."""
+LEAST, MOST = 0.12, 3.0
+"""Seconds for a contender: however late it has become, and from where more tells no more."""
+MEASURED = 0.65
+"""Of these; the rest goes to warming up, probes and the making of the case."""
+
+LEFT = 3
+"""The exit status while cases are left to measure."""
 
 SMOKE = Pace(0.002, warm_up=0.001, block=0.0005, probe=0.0005, fewest=2, patience=1.5)
 SCHEMA = 1
@@ -45,6 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [_name(table) for table in TABLES]
     add("--only", nargs="+", choices=names, metavar="TABLE", help=f"just these: {', '.join(names)}")
     add("--json", type=Path, metavar="FILE", help="write every figure, for bench/report.py")
+    add("--resume", action="store_true", help="measure the cases that FILE does not hold, and add them to it")
+    add(
+        "--seconds",
+        type=_positive,
+        default=math.inf,
+        metavar="N",
+        help=f"begin no case that would end later; the exit status is {LEFT} while cases are left, for --resume",
+    )
+    add("--against", type=Path, metavar="FILE", help="compare with what --json saved of an earlier run")
     add("--plot", type=Path, metavar="DIR", help="draw the figures as PNG into this folder")
     add("--tune", action="store_true", help="measure the thresholds of the plan instead")
     parser.set_defaults(run=command, mode="quick", error=parser.error)
@@ -58,11 +103,13 @@ def command(options: argparse.Namespace) -> int:
         options.error(f"argument --plot: must be a folder, got '{options.plot}'")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         options.error("argument --plot: needs matplotlib: pip install matplotlib, or the extra pyperc[bench]")
+    if options.resume and not options.json:
+        options.error("argument --resume: needs the file, --json FILE")
     progress = _progress if sys.stderr.isatty() else None
     if options.tune:
         from pyperc.bench import tune
 
-        pace = SMOKE if options.mode == "smoke" else Pace(0.3, warm_up=0.1)
+        pace = SMOKE if options.mode == "smoke" else tune.PACE
         tuned = tune.measure(pace, progress)
         if options.json:
             options.json.write_text(json.dumps(tuned, indent=1) + "\n", encoding="utf-8")
@@ -71,61 +118,133 @@ def command(options: argparse.Namespace) -> int:
     settings = Settings(options.mode, growth=bool(options.plot))
     if settings.full:
         settings.compiler = Compiler()
-    result = measure(settings, only=options.only, progress=progress, say=lambda text: print(text, flush=True))
+    try:
+        saved = load(options.against) if options.against else None
+        earlier = load(options.json) if options.resume and options.json.exists() else None
+        run = Run(settings, only=options.only, earlier=earlier, file=options.json, seconds=options.seconds)
+    except ValueError as error:
+        options.error(str(error))
+    result = run.measure(progress=progress, say=lambda text: print(text, flush=True))
     if options.json:
-        options.json.write_text(_lines(result), encoding="utf-8")
         print(f"figures in {options.json}")
+    if saved:
+        from pyperc.bench import against
+
+        print("\n" + against.table(result, saved).text())
     if options.plot:
         from pyperc.bench import plots
 
         options.plot.mkdir(parents=True, exist_ok=True)
         for path in plots.draw(result, options.plot):
             print(f"drawn: {path}")
-    return 0
+    return LEFT if run.left() else 0
 
 
-def measure(
-    settings: Settings, *, only: Sequence[str] | None = None, progress: Say | None = None, say: Say | None = None
-) -> dict[str, Any]:
-    """Measures and says each table as soon as it is there; the whole as plain values."""
-    started = time.perf_counter()
-    if say and settings.smoke:
-        say("a try of the machinery: the budgets are too small for the figures to mean anything\n")
-    pace = SMOKE if settings.smoke else Pace()
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "mode": settings.mode,
-        "machine": machine.machine(pace),
-        "noise": {},
-        "records": [],
-        "skipped": {},
-    }
-    plan = [(table, table.jobs(settings)) for table in TABLES if only is None or _name(table) in only]
-    clock = _Clock([job for _, jobs in plan for job in jobs], started + SECONDS[settings.mode])
-    for table, jobs in plan:
-        records: list[Record] = []
-        for job in jobs:
+def load(path: Path) -> dict[str, Any]:
+    """What `--json` wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise ValueError(f"{path} must be what `python -m pyperc bench --json` writes, schema {SCHEMA}")
+    return found
+
+
+class Run:
+    """The cases of the tables, those of an earlier result left out; measured and added to it one by one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        only: Sequence[str] | None = None,
+        earlier: dict[str, Any] | None = None,
+        file: Path | None = None,
+        seconds: float = math.inf,
+    ) -> None:
+        """`seconds`: of this piece. Raises ValueError where `earlier` is of another machine or mode."""
+        self.started, self.seconds, self.file = time.perf_counter(), seconds, file
+        self.settings, self.pace = settings, SMOKE if settings.smoke else Pace()
+        here = {"mode": settings.mode, **machine.facts()}
+        if earlier:
+            was = {"mode": earlier["mode"], **earlier["machine"]}
+            if "measured" not in earlier:
+                raise ValueError("argument --resume: the file must hold a run of `python -m pyperc bench`")
+            for name, value in here.items():
+                if was.get(name) != value:
+                    raise ValueError(f"argument --resume: must be of the same {name}, {was.get(name)}, here {value}")
+        self.result = earlier or {
+            "schema": SCHEMA,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "mode": settings.mode,
+            "machine": machine.machine(self.pace),
+            "noise": {},
+            "skipped": {},
+            "seconds": 0.0,
+            "measured": [],
+            "records": [],
+        }
+        self.before = self.result["seconds"]
+        self.jobs = {
+            f"{_name(table)}: {job.name}": (table, job)
+            for table in TABLES
+            if only is None or _name(table) in only
+            for job in table.jobs(settings)
+        }
+
+    def left(self) -> dict[str, tuple[ModuleType, Job]]:
+        """What is not yet measured."""
+        return {key: each for key, each in self.jobs.items() if key not in self.result["measured"]}
+
+    def measure(self, *, progress: Say | None = None, say: Say | None = None) -> dict[str, Any]:
+        """Measures what is left, as far as the time goes, and says each table when it is whole; all as plain values."""
+        if say and self.settings.smoke:
+            say("a try of the machinery: the budgets are too small for the figures to mean anything\n")
+        left = self.left()
+        clock = _Clock([job for _, job in left.values()], self.started + SECONDS[self.settings.mode] - self.before)
+        for i, (key, (table, job)) in enumerate(left.items()):
+            if i and self.spent() + clock.share(job) > self.seconds:
+                break
             if progress:
-                progress(f"{clock.left():4.0f} s left, {_name(table)}: {job.name}")
-            records += job.run(clock.pace(job, pace))
-        if progress:
-            progress("")
+                progress(f"{clock.left():4.0f} s left, {key}")
+            self.add(key, job.run(clock.pace(job, self.pace)))
+            if progress:
+                progress("")
+            if say and not any(other is table for other, _ in self.left().values()):
+                for shown in tables(self.result, _name(table)):
+                    say(shown.text() + "\n")
+        if say:
+            self.close(say)
+        return self.result
+
+    def spent(self) -> float:
+        """Seconds of this piece."""
+        return time.perf_counter() - self.started
+
+    def add(self, key: str, records: list[Record]) -> None:
+        """Puts what was measured into the result, and the result into the file."""
+        result = self.result
         result["records"] += records
-        for shown in table.tables(records):
-            if say and (shown.rows or shown.notes):
-                say(shown.text() + "\n")
-    if settings.compiler and settings.compiler.reason:
-        result["skipped"]["compile"] = settings.compiler.reason
-    result["noise"] = machine.noise(result["records"])
-    result["seconds"] = time.perf_counter() - started
-    if say:
+        result["measured"].append(key)
+        result["noise"] = machine.noise(result["records"])
+        result["seconds"] = self.before + self.spent()
+        if self.settings.compiler and self.settings.compiler.reason:
+            result["skipped"]["compile"] = self.settings.compiler.reason
+        if self.file:
+            whole = self.file.with_name(self.file.name + ".part")
+            whole.write_text(_lines(result), encoding="utf-8")
+            whole.replace(self.file)
+
+    def close(self, say: Say) -> None:
+        """Says what else there is to say."""
+        result, left = self.result, len(self.left())
         for what, why in result["skipped"].items():
             say(f"left out: {what}: {why}\n")
-        say(machine.text(result))
+        if result["noise"]:
+            say(machine.text(result))
         say("ratios are medians over rounds of the other's time over pyperc's: above 1, pyperc is faster")
-        say(f"measured in {result['seconds']:.0f} s")
-    return result
+        say(f"measured in {result['seconds']:.0f} s" + (f"; {left} of {len(self.jobs)} cases are left" if left else ""))
 
 
 def tables(result: dict[str, Any], *names: str) -> list[Table]:
@@ -144,27 +263,27 @@ class _Clock:
     def __init__(self, jobs: Sequence[Job], end: float) -> None:
         self.end = end
         self.weight = sum(job.weight for job in jobs)
-        self.fixed = sum(_fixed(job) for job in jobs)
+        self.fixed = sum(job.seconds for job in jobs)
 
     def left(self) -> float:
         return max(0.0, self.end - time.perf_counter())
 
+    def each(self) -> float:
+        """Seconds for one contender, with warming up, probes and the making of the case."""
+        return min(MOST, max(LEAST, (self.left() - self.fixed) / max(1.0, self.weight)))
+
+    def share(self, job: Job) -> float:
+        """Seconds that this job will take, about."""
+        return job.seconds + job.weight * self.each()
+
     def pace(self, job: Job, pace: Pace) -> Pace:
         """How long this job may take for each contender."""
-        each = max(LEAST, (self.left() - self.fixed) / max(1.0, self.weight))
+        each = self.each()
         self.weight -= job.weight
-        self.fixed -= _fixed(job)
+        self.fixed -= job.seconds
         if pace is SMOKE:
             return pace
-        # A third goes to warming up, probes and the making of the case; 2 s tell no more than 1.
-        return replace(pace, seconds=min(2.0, 0.65 * each), warm_up=min(pace.warm_up, 0.3 * each))
-
-
-def _fixed(job: Job) -> float:
-    """Seconds that a job takes whatever it is given."""
-    if job.weight:
-        return 0.0
-    return grid.SECONDS if job.name.startswith("grid") else 20.0
+        return replace(pace, seconds=MEASURED * each, warm_up=min(pace.warm_up, 0.3 * each))
 
 
 def _lines(result: dict[str, Any]) -> str:
@@ -180,6 +299,13 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(each) for name, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
 
 
 def _name(table: ModuleType) -> str:

@@ -12,21 +12,28 @@ from pyperc import _C
 from pyperc.bench.cases import Record, middle
 from pyperc.bench.measure import Pace
 
-__all__ = ["machine", "noise", "text"]
+__all__ = ["facts", "machine", "noise", "text"]
 
 # Three arrays: far beyond any cache, and within the second level of one core.
 MEMORY_BYTES, CACHE_BYTES = 64 << 20, 128 << 10
 
 
-def machine(pace: Pace) -> dict[str, Any]:
-    """The facts and the two roofs, as plain values."""
-    facts = pyperc.info()
-    probes = [_C.probe(pace.probe) for _ in range(max(1, round(pace.warm_up / pace.probe / 2)))]
+def facts() -> dict[str, Any]:
+    """What was measured, on what: figures of another are not to be mixed with these."""
+    info = pyperc.info()
     names = ("pyperc", "python", "platform", "processor", "torch", "compiler", "isa", "threads")
     return {
-        **{name: facts[name] for name in names},
+        **{name: info[name] for name in names},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "blas": "MKL" if torch._C.has_mkl else "unknown",
+    }
+
+
+def machine(pace: Pace) -> dict[str, Any]:
+    """The facts and the two roofs, as plain values."""
+    probes = [_C.probe(pace.probe) for _ in range(max(1, round(pace.warm_up / pace.probe / 2)))]
+    return {
+        **facts(),
         "probe": max(probes),
         "probe_median": middle(probes),
         "memory_bandwidth": bandwidth(MEMORY_BYTES, pace),

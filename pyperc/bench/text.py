@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Table", "duration", "of_peak", "size", "times"]
+__all__ = ["Table", "duration", "of_peak", "operations", "size", "times"]
 
 
 @dataclass
@@ -61,3 +61,11 @@ def size(count: float) -> str:
         if abs(count) >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def operations(count: float) -> str:
+    """Floating-point operations, for people."""
+    for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f}"

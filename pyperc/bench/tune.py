@@ -16,8 +16,9 @@ from pyperc.bench.cases import Network
 from pyperc.bench.measure import Block, Pace, interleaved
 from pyperc.bench.text import Table, duration
 
-__all__ = ["measure", "tables"]
+__all__ = ["PACE", "measure", "tables"]
 
+PACE = Pace(0.2, warm_up=0.06)
 FAR = 1 << 40
 
 

@@ -31,24 +31,20 @@ def networks(settings: Settings) -> list[Network]:
 
 
 def jobs(settings: Settings) -> list[Job]:
-    # Compiling takes seconds for each network: every other depth tells as much.
-    return [
-        job(network, settings, compiled=len(network.pairs) in (1, 2, 4, 8) and network.batch < 1024)
-        for network in networks(settings)
-    ]
+    return [job(network, settings) for network in networks(settings)]
 
 
-def job(network: Network, settings: Settings, compiled: bool) -> Job:
+def job(network: Network, settings: Settings) -> Job:
     def run(pace: Pace) -> list[Record]:
         with using(settings.threads, None):
             x, dy = network.data()
             models = network.models()
-            if settings.compiler and compiled:
+            if settings.compiler:
                 models |= settings.compiler.compiled(network.plain(), x, with_backward=True)
             return [record(network, models, x, dy, dx, pace) for dx in (True, False)]
 
-    weight = (5 if network.forward_flops < SMALL else 2) + (settings.compiler is not None and compiled)
-    return Job(f"{network.name}, backward over forward", run, 2.0 * weight)
+    contenders = settings.count + (3 if network.forward_flops < SMALL else 0)
+    return Job(f"{network.name}, backward over forward", run, 2.0 * contenders, settings.compiling)
 
 
 def record(network: Network, models: dict[str, nn.Module], x: Tensor, dy: Tensor, dx: bool, pace: Pace) -> Record:

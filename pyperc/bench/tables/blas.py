@@ -20,7 +20,7 @@ NAME = "numpy"
 def jobs(settings: Settings) -> list[Job]:
     if not settings.full:
         return []
-    return [Job("numpy's BLAS", lambda pace: measure((256, 512, 1024, 2048, 4096), 0.8), 0)]
+    return [Job("numpy's BLAS", lambda pace: measure((256, 512, 1024, 2048, 4096), 0.8), weight=0, seconds=25)]
 
 
 def measure(sides: Sequence[int], seconds: float) -> list[Record]:

@@ -32,7 +32,8 @@ def job(network: Network, settings: Settings) -> Job:
         network.cost("forward"),
         lambda: network.contenders("forward", settings.compiler),
         facts=network.facts(),
-        count=3 if settings.compiler else 2,
+        count=settings.count,
+        seconds=settings.compiling,
     )
 
 

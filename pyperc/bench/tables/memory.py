@@ -36,7 +36,7 @@ SHAPE = (512, (512,) * 5)
 def jobs(settings: Settings) -> list[Job]:
     batch, sizes = (8, (16, 16)) if settings.smoke else SHAPE
     names = ("gelu",) if settings.smoke else pyperc.activations()
-    return [Job("memory", lambda pace: measure([Network(batch, sizes, name) for name in names]), 0)]
+    return [Job("memory", lambda pace: measure([Network(batch, sizes, name) for name in names]), weight=0, seconds=15)]
 
 
 def measure(networks: Sequence[Network]) -> list[Record]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pyperc.bench.cases import Job, Network, Record, Settings, over, relu, timed
-from pyperc.bench.text import Table, duration, of_peak, times
+from pyperc.bench.text import Table, duration, of_peak, operations, size, times
 
 NAME = "mlp"
 TRAINED = [
@@ -37,7 +37,8 @@ def job(network: Network, work: str, settings: Settings) -> Job:
         network.cost(work),
         lambda: network.contenders(work, settings.compiler),
         facts=network.facts(),
-        count=3 if settings.compiler else 2,
+        count=settings.count,
+        seconds=settings.compiling,
     )
 
 
@@ -49,15 +50,16 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 def table(title: str, records: Sequence[Record]) -> Table:
-    """Times, ratios and shares; with torch.compile where it was measured."""
+    """Times, ratios and shares, operations and bytes; with torch.compile where it was measured."""
     compiled = any("compile" in record["ratios"] for record in records)
     others = ["eager", *["compile"] * compiled]
-    found = Table(title, ["", *(f"over {name}" for name in others), "pyperc", *others, "of peak"])
+    found = Table(title, ["", *(f"over {name}" for name in others), "pyperc", *others, "of peak", "flops", "bytes"])
     for record in records:
         contenders = record["contenders"]
         label = record["case"] + (" (disturbed)" if record["disturbed"] else "")
         row = [label, *(times(over(record, name)) for name in others)]
         for name in ("pyperc", *others):
             row.append(duration(contenders[name]["seconds"]) if name in contenders else "-")
-        found.rows.append([*row, of_peak(contenders["pyperc"]["share"])])
+        share = of_peak(contenders["pyperc"]["share"])
+        found.rows.append([*row, share, operations(record["flops"]), size(record["bytes"])])
     return found
