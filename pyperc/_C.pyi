@@ -82,6 +82,9 @@ def use_isa(name: str) -> None: ...
 def tile(isa: str, dtype: torch.dtype) -> tuple[int, int]:
     """Rows and columns of the microkernel's tile."""
 
+def round_trip() -> float:
+    """Nanoseconds of a cache line's way to the farthest of torch's threads and back; 0 with one thread."""
+
 def probe(seconds: float = ...) -> float:
     """Peak of fused multiply-adds on torch's threads, GF/s in float32."""
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyperc import _C
 from pyperc.__main__ import main
-from pyperc.bench import against, command, measure, tune
+from pyperc.bench import against, cases, command, machine, measure, tune
 from pyperc.bench.cases import Network, Settings
 from pyperc.bench.measure import Pace, calls, interleaved
 from pyperc.bench.tables import backward, blas, gemm, grid, jacobian
@@ -84,6 +84,23 @@ def test_a_measurement_that_is_disturbed_throughout_says_so(monkeypatch):
     assert measured.disturbed
     assert measured.ratios("a", "b").median > 0
     assert measured.samples["a"].dropped == 0
+
+
+@pytest.mark.parametrize("trips", [[60.0], [400.0], [60.0, 70.0, 400.0]], ids=["near", "far", "both"])
+def test_cases_measured_on_cores_far_apart_are_marked(trips):
+    (line,) = machine.distance(trips)
+    assert ("marked far" in line) == (400.0 in trips)
+    assert line.count("beside") == len({trip > cases.FAR for trip in trips})
+    assert cases.label({"case": "a", "disturbed": False, "round_trip": trips[-1]}) == "a" + " (far)" * (400.0 in trips)
+
+
+def test_the_round_trip_is_between_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert _C.round_trip() == 0
+    torch.set_num_threads(2)
+    assert max(_C.round_trip() for _ in range(50)) < 1e6
+    torch.set_num_threads(threads)
 
 
 def test_the_parts_of_a_call_are_told_apart():
@@ -171,7 +188,7 @@ def test_the_saved_run_holds_every_case(smoke):
     assert saved["mode"] == "smoke"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*", saved["date"])
     assert {"processor", "cores", "isa", "threads", "torch", "probe", "memory_bandwidth"} <= saved["machine"].keys()
-    assert {"blocks", "dropped", "spread", "disturbed"} == saved["noise"].keys()
+    assert {"blocks", "dropped", "spread", "disturbed", "round_trips"} == saved["noise"].keys()
     tables = {record["table"] for record in saved["records"]}
     assert tables == {table.NAME for table in command.TABLES} - {"numpy"}
     for record in saved["records"]:

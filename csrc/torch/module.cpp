@@ -11,6 +11,7 @@
 #include "linear_model.h"
 #include "native.h"
 #include "operators.h"
+#include "round_trip.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -263,6 +264,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_isa", &use_isa, py::arg("name"));
   m.def("tile", &tile, py::arg("isa"), py::arg("dtype"));
   m.def("probe", &native::probe, py::arg("seconds") = 0.01, py::call_guard<py::gil_scoped_release>());
+  m.def("round_trip", &round_trip, py::call_guard<py::gil_scoped_release>());
   m.def("thresholds", &table_of_thresholds);
   m.def("set_thresholds", &set_thresholds, py::arg("values"));
   m.def("build", &build);

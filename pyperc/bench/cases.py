@@ -26,6 +26,8 @@ Record: TypeAlias = dict[str, Any]
 
 FLOAT = 4
 """Bytes."""
+FAR = 200.0
+"""Nanoseconds of a cache line's round trip between threads, above which their cores have no cache in common."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ def add(record: Record, measured: Measurement, cost: Cost) -> None:
         threads=torch.get_num_threads(),
         isa=_C.isa(),
         probe=measured.probe,
+        round_trip=measured.round_trip.median,
         disturbed=measured.disturbed,
         contenders={
             name: {
@@ -288,6 +291,12 @@ def using(threads: int | None, isa: str | None) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads_before)
         _C.use_isa(isa_before)
+
+
+def label(record: Record) -> str:
+    """The case, and what is to be said about its measurement."""
+    marks = {"disturbed": record["disturbed"], "far": record.get("round_trip", 0.0) > FAR}
+    return " ".join([str(record["case"]), *(f"({mark})" for mark, holds in marks.items() if holds)])
 
 
 def over(record: Record, name: str = "eager") -> float | None:

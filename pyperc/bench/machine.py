@@ -9,7 +9,7 @@ import torch
 
 import pyperc
 from pyperc import _C
-from pyperc.bench.cases import Record, middle
+from pyperc.bench.cases import FAR, Record, middle
 from pyperc.bench.measure import Pace
 
 __all__ = ["facts", "machine", "noise", "text"]
@@ -55,19 +55,21 @@ def bandwidth(size: int, pace: Pace) -> float:
 
 
 def noise(records: Sequence[Record]) -> dict[str, Any]:
-    """Blocks taken and dropped, the middle spread, and the cases that had to keep disturbed blocks."""
+    """Blocks taken and dropped, the middle spread, the cases that kept disturbed blocks, how far apart threads were."""
     each = [c for record in records for c in record.get("contenders", {}).values()]
     dropped = sum(c["dropped"] for c in each)
+    trips = [r["round_trip"] for r in records if r.get("round_trip")]
     return {
         "blocks": sum(c["blocks"] for c in each) + dropped,
         "dropped": dropped,
         "spread": middle([c["spread"] for c in each]),
         "disturbed": [f"{r['table']}: {r['case']}, {r['work']}" for r in records if r.get("disturbed")],
+        "round_trips": sorted(trips),
     }
 
 
 def text(result: dict[str, Any]) -> str:
-    """The machine and the noise, in three lines."""
+    """The machine and the noise, a line each."""
     m, n = result["machine"], result["noise"]
     share = n["dropped"] / max(1, n["blocks"])
     disturbed = f"; {len(n['disturbed'])} cases disturbed throughout" if n["disturbed"] else ""
@@ -80,5 +82,16 @@ def text(result: dict[str, Any]) -> str:
             f"second-level cache {m['cache_bandwidth']:.0f} GB/s",
             f"noise: {n['dropped']} of {n['blocks']} blocks dropped ({share:.1%}) beside a low probe, middle spread "
             f"(quartiles) {n['spread']:.1%}{disturbed}",
+            *distance(n.get("round_trips", [])),
         ]
     )
+
+
+def distance(trips: Sequence[float]) -> list[str]:
+    """A line on how far apart the threads were; none with one thread."""
+    if not trips:
+        return []
+    near, far = ([trip for trip in trips if (trip > FAR) is side] for side in (False, True))
+    said = [f"{middle(each):.0f} ns beside {len(each)} cases" for each in (near, far) if each]
+    line = f"a cache line from one thread to another and back: {', '.join(said)}"
+    return [line + (", marked far: those cores have no cache in common" if far else "")]

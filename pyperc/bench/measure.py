@@ -4,6 +4,10 @@ Contenders take turns, A B B A, in one process, so that whatever slows the machi
 block a probe measures the peak of fused multiply-adds (float32, the instruction set and the threads in use); a block
 beside a low probe shared the processor with something else and is dropped. Each round, one block of each contender,
 gives a ratio of its own; medians summarise what is left.
+
+How far apart the threads are is measured beside each block, too, by a cache line that goes from one to another and
+back. The threads of a virtual machine change places: what one writes and another reads costs several times as much
+while their cores have no cache in common, and then no probe is low.
 """
 
 import gc
@@ -86,6 +90,8 @@ class Samples:
     probes: list[float] = field(default_factory=list)
     """the lower of the two probes around each block, GF/s"""
     kept: list[bool] = field(default_factory=list)
+    round_trips: list[float] = field(default_factory=list)
+    """after each block, ns"""
 
     @property
     def seconds(self) -> list[float]:
@@ -147,6 +153,12 @@ class Measurement:
         pairs = [pair for s in self.samples.values() for pair in zip(s.probes, s.kept, strict=True)]
         return statistics.median(probe for probe, kept in pairs if kept)
 
+    @property
+    def round_trip(self) -> Quartiles:
+        """Of a cache line between the threads and back, beside the kept blocks, ns; 0 with one thread."""
+        pairs = [pair for s in self.samples.values() for pair in zip(s.round_trips, s.kept, strict=True)]
+        return quartiles([round_trip for round_trip, kept in pairs if kept and round_trip] or [0.0])
+
 
 # Of the whole process, for an instruction set and a count of threads: a case that is disturbed throughout must not set
 # its own standard.
@@ -176,6 +188,7 @@ def interleaved(contenders: Mapping[str, Block], pace: Pace) -> Measurement:
                 after = _C.probe(pace.probe)
                 each.parts.append(parts)
                 each.probes.append(min(before, after))
+                each.round_trips.append(_C.round_trip())
                 before = after
             rounds += 1
             spent = (time.perf_counter() - start) / (pace.seconds * len(contenders))

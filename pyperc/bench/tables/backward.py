@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyperc.bench.cases import Job, Network, Record, Settings, add, using
+from pyperc.bench.cases import Job, Network, Record, Settings, add, label, using
 from pyperc.bench.measure import Block, Pace, interleaved
 from pyperc.bench.text import Table, duration
 
@@ -129,7 +129,7 @@ def ratios(records: Sequence[Record]) -> Table:
     )
     for record in records:
         formula = record["formula"]["backward"] / record["formula"]["forward"]
-        row = [record["case"], "yes" if record["work"] == "dx" else "no", f"{formula:.3f}"]
+        row = [label(record), "yes" if record["work"] == "dx" else "no", f"{formula:.3f}"]
         row += [_over(record["counted"][name]) for name in ("pyperc", "eager")]
         row += [f"{record['parts'][name]['ratio']['median']:.2f}" if name in record["parts"] else "-" for name in names]
         found.rows.append(row)
@@ -148,7 +148,7 @@ def rest(records: Sequence[Record]) -> Table:
     )
     for record in records:
         arithmetic = [record["formula"][half] / record["probe"] / 1e9 for half in ("forward", "backward")]
-        row = [record["case"], "yes" if record["work"] == "dx" else "no", " / ".join(map(duration, arithmetic))]
+        row = [label(record), "yes" if record["work"] == "dx" else "no", " / ".join(map(duration, arithmetic))]
         for name in ("pyperc", f"pyperc {FLOOR}", "eager", f"eager {FLOOR}", NODE):
             part = record["parts"][name]
             row.append(f"{duration(part['forward'])} / {duration(part['backward'])}")

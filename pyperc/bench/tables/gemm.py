@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pyperc import _C
-from pyperc.bench.cases import FLOAT, Cost, Job, Record, Settings, over, timed
+from pyperc.bench.cases import FLOAT, Cost, Job, Record, Settings, label, over, timed
 from pyperc.bench.measure import Block, calls
 from pyperc.bench.text import Table, of_peak, times
 
@@ -67,7 +67,7 @@ def table(title: str, records: Sequence[Record]) -> Table:
     found = Table(title, header)
     for case in dict.fromkeys(record["case"] for record in records):
         works = {record["work"]: record for record in records if record["case"] == case}
-        row = [case + " (disturbed)" * any(record["disturbed"] for record in works.values())]
+        row = [max(map(label, works.values()), key=len)]
         for work in LAYOUTS:
             record = works.get(work)
             row += [of_peak(record["contenders"]["pyperc"]["share"]), times(over(record))] if record else ["-", "-"]

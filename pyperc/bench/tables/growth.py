@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from pyperc.bench.cases import Job, Network, Record, Settings, over, timed
+from pyperc.bench.cases import Job, Network, Record, Settings, label, over, timed
 from pyperc.bench.text import Table, duration, of_peak, times
 
 NAME = "growth"
@@ -48,7 +48,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
         ours = record["contenders"]["pyperc"]
         floor = duration(record["flops"] / record["probe"] / 1e9)
         found.rows.append(
-            [record["case"], times(over(record)), duration(ours["seconds"]), floor, of_peak(ours["share"])]
+            [label(record), times(over(record)), duration(ours["seconds"]), floor, of_peak(ours["share"])]
         )
     if records:
         found.notes.append("Batch: [256]*4. Width: 64 x [width]*3. Depth: 32 x [64]*(depth + 1). relu.")

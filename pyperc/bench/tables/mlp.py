@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pyperc.bench.cases import Job, Network, Record, Settings, over, relu, timed
+from pyperc.bench.cases import Job, Network, Record, Settings, label, over, relu, timed
 from pyperc.bench.text import Table, duration, of_peak, operations, size, times
 
 NAME = "mlp"
@@ -56,8 +56,7 @@ def table(title: str, records: Sequence[Record]) -> Table:
     found = Table(title, ["", *(f"over {name}" for name in others), "pyperc", *others, "of peak", "flops", "bytes"])
     for record in records:
         contenders = record["contenders"]
-        label = record["case"] + (" (disturbed)" if record["disturbed"] else "")
-        row = [label, *(times(over(record, name)) for name in others)]
+        row = [label(record), *(times(over(record, name)) for name in others)]
         for name in ("pyperc", *others):
             row.append(duration(contenders[name]["seconds"]) if name in contenders else "-")
         share = of_peak(contenders["pyperc"]["share"])
