@@ -71,14 +71,20 @@ class Block(nn.Module):
     """The base that `pyperc.fuse` puts before such a module's own class."""
 
     def forward(self, *args: Any, **keywords: Any) -> Any:
-        if not torch.compiler.is_compiling() and ordinary_everywhere_because() is None:
-            line = self.line()
-            if line is not None and not line.hooked():
-                if len(args) == 1 and not keywords:
-                    return line.container.forward(args[0])
-                if not args and keywords.keys() == {line.argument}:
-                    return line.container.forward(keywords[line.argument])
+        line = self._line_to_take()
+        if line is not None and not line.hooked():
+            if len(args) == 1 and not keywords:
+                return line.container.forward(args[0])
+            if not args and keywords.keys() == {line.argument}:
+                return line.container.forward(keywords[line.argument])
         return super().forward(*args, **keywords)
+
+    def _line_to_take(self) -> Line | None:
+        if torch.compiler.is_compiling():
+            # Dynamo cannot trace the search, but it can the check, and then compiles anew when that would fail.
+            line: Line | None = self.__dict__.get("_pyperc_line")
+            return line if line is not None and line.holds() else None
+        return self.line() if ordinary_everywhere_because() is None else None
 
     def line(self) -> Line | None:
         """The line as the module is now."""
@@ -246,4 +252,9 @@ def _attributes(block: nn.Module) -> dict[str, Any]:
 
 
 def _same(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    return len(now) == len(then) and all(key in now and now[key] is value for key, value in then.items())
+    return len(now) == len(then) and all(key in now and _unchanged(now[key], value) for key, value in then.items())
+
+
+def _unchanged(now: Any, then: Any) -> bool:
+    # Numbers by value: in a tracer's hands they are objects of its own.
+    return now == then if isinstance(then, int | float | str) and isinstance(now, type(then)) else now is then

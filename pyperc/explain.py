@@ -14,7 +14,7 @@ from torch import nn
 from pyperc import _C, functional
 from pyperc.activation import chain, describe
 from pyperc.blocks import Block
-from pyperc.fuse import is_candidate, is_straight
+from pyperc.fuse import is_candidate, straight_line
 from pyperc.nn import Linear, Sequential, observed_by
 from pyperc.runs import (
     LINEAR_TYPES,
@@ -117,7 +117,7 @@ def explain(model: nn.Module | TrainStep, *inputs: Any, **keywords: Any) -> Expl
             names = [f"{name}.{child}" if name else child for child in line.names]
             call = observed.get(line.container, _Call("the block was not called, or not with a tensor alone"))
             layers += _children(names, list(line.container._modules.values()), call, run)
-        elif is_straight(module):
+        elif straight_line(module) is not None:
             layers.append(Layer(name, type(module).__name__, "candidate", note="pyperc.fuse would fuse it"))
         elif module in observed:
             layers += _children([name], [module], observed[module], run)

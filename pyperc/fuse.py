@@ -8,7 +8,7 @@ from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 from torch import nn
 
-from pyperc.blocks import Block, line_of
+from pyperc.blocks import Block, Line, line_of
 from pyperc.nn import MLP, Sequential
 
 M = TypeVar("M", bound=nn.Module)
@@ -23,8 +23,9 @@ def fuse(module: M) -> M:
 
     A module of another class whose forward sends its one argument down a straight line of layers,
     `self.fc2(F.gelu(self.fc1(x)))`, becomes a subclass of its class that computes this line so. Its forward must have
-    no branch and change nothing; it is run once on a stand-in for a tensor (torch.fx). The line is found anew when the
-    module's children or attributes have changed. Under torch.compile the class's own forward is compiled.
+    no branch and change nothing; it is run once on a stand-in for a tensor (torch.fx). The line is found anew on a call
+    after the module's children or attributes have changed, or it was copied; until then, a call that torch.compile or
+    torch.export traces takes the class's own forward.
 
     Containers that derive from pyperc.nn.Sequential already, and all other modules, stay. Returns `module`.
 
@@ -37,8 +38,11 @@ def fuse(module: M) -> M:
     """
     _check_module("fuse", module)
     for inner in list(module.modules()):
-        if is_candidate(inner) or is_straight(inner):
+        line = straight_line(inner)
+        if line is not None or is_candidate(inner):
             inner.__class__ = fused_class(type(inner))
+        if line is not None:
+            inner.__dict__["_pyperc_line"] = line
     return module
 
 
@@ -70,12 +74,12 @@ def is_candidate(module: nn.Module) -> bool:
     )
 
 
-def is_straight(module: nn.Module) -> bool:
-    """True for a module that is no container and whose forward `fuse` would compute as a line of layers."""
+def straight_line(module: nn.Module) -> Line | None:
+    """The line of layers as which `fuse` would compute the forward of a module that is no container."""
     cls = type(module)
     if isinstance(module, nn.Sequential | Block) or cls.__module__.split(".")[0] in ("torch", "pyperc"):
-        return False
-    return line_of(module) is not None
+        return None
+    return line_of(module)
 
 
 class Made(nn.Module):

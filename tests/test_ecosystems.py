@@ -266,12 +266,63 @@ def test_feed_forward_blocks_that_are_no_sequential(make: Callable[[], nn.Module
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(copied) is type(model)
         close(copied(x), other(x))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    close(compiled(x), other(x))
-    torch._dynamo.reset()
     assert type(pyperc.unfuse(model)) is make
     assert not any("_pyperc" in key for module in model.modules() for key in module.__dict__)
     close(model(x), other(x))
+
+
+class Traced:
+    """A backend that keeps which operators of ours the last graph calls, and how many graphs there were."""
+
+    def __init__(self) -> None:
+        self.graphs, self.operators = 0, 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        self.graphs += 1
+        self.operators = sum(node.target is torch.ops.pyperc.mlp.default for node in graph.graph.nodes)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+
+@pytest.mark.parametrize(("make", "operators"), [(CLIPMLP, 1), (FeedForward, 2), (Handwritten, 1), (Encoder, 1)])
+def test_a_block_is_fused_in_a_compiled_graph(make: Callable[[], nn.Module], operators: int) -> None:
+    """Also where no eager call came before."""
+    torch._dynamo.reset()
+    other = make().double().eval()
+    model, backend = fused(other), Traced()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    x = torch.randn(5, 6, dtype=F64)
+    close(compiled(x), other(x))
+    assert (backend.graphs, backend.operators) == (1, operators)
+    same_gradients(model, other, x, compiled)
+    program = torch.export.export(model, (x,))
+    assert sum(node.target is torch.ops.pyperc.mlp.default for node in program.graph.nodes) == operators
+    close(program.module()(x), other(x))
+    torch._dynamo.reset()
+
+
+def test_a_compiled_block_that_changes_is_compiled_anew() -> None:
+    """From its own forward first, and fused again after an eager call."""
+    torch._dynamo.reset()
+    other = Handwritten().double()
+    model, backend = fused(other), Traced()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    x = torch.randn(5, 6, dtype=F64)
+    close(compiled(x), other(x))
+    for network in (model, other):
+        network.slope = 0.9
+    close(compiled(x), other(x))
+    assert backend.operators == 0
+    model(x)
+    close(compiled(x), other(x))
+    assert backend.operators == 1
+    for network in (model, other):
+        torch.manual_seed(1)
+        network.second = nn.Linear(8, 8).double()
+    close(compiled(x), other(x))
+    for network in (model, other):
+        network.forward = lambda x, network=network: type(network).forward(network, x) * 2
+    close(compiled(x), other(x))
+    torch._dynamo.reset()
 
 
 def test_dropout_in_a_block_draws_what_it_always_did() -> None:
