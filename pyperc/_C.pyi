@@ -56,6 +56,105 @@ class Run:
     ) -> None: ...
     def __call__(self, modules: dict[str, Any], x: Any) -> Tensor | None: ...
 
+class OptimizerInfo:
+    """One entry of the list of optimisers, csrc/core/optimizers.h."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> list[tuple[str, float]]:
+        """Names, as in torch's groups of parameters, and defaults; one name for each number that it holds."""
+
+    @property
+    def states(self) -> list[str]:
+        """Names of each parameter's tensors, as in torch's state."""
+
+def optimizers() -> list[OptimizerInfo]: ...
+
+class Step:
+    """The loss of a batch, its gradient and the update of the network in one call.
+
+    Parameters are counted through the weights, then the biases: `group_of` (-1: none), `state` (tensors in the order of
+    `OptimizerInfo.states`, used in place) and `counts` (updates so far) have an entry for each. `groups` are torch's
+    dictionaries, read on every call. `dropout`: the probability after each layer's activation. A call gives the loss
+    before the update, or None where an entry of `watched`, (dictionary, key, value), is another object by now, or a
+    dictionary of `sizes`, (dictionary, number of entries), has another size.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        chain: Chain,
+        dropout: Sequence[float],
+        loss: str,
+        loss_parameters: Sequence[float],
+        optimizer: str,
+        groups: Sequence[dict[str, Any]],
+        group_of: Sequence[int],
+        state: Sequence[Sequence[Tensor | None]],
+        counts: Sequence[int],
+        *,
+        reduction: str = "mean",
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        max_norm: float = ...,
+        on_nan: str = "raise",
+        generator: torch.Generator | None = None,
+        masters: Sequence[Tensor | None] | None = None,
+        watched: Sequence[tuple[dict[Any, Any], Any, Any]] = (),
+        sizes: Sequence[tuple[dict[Any, Any], int]] = (),
+    ) -> None: ...
+    def __call__(self, x: Tensor, y: Tensor, weight: Tensor | None = None, /) -> Tensor | None: ...
+    def gradients(
+        self, x: Tensor, y: Tensor, weight: Tensor | None = None, /
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The loss and its gradients; nothing is updated. (None, []) where a call would give None."""
+
+    def epoch(
+        self,
+        X: Tensor,
+        y: Tensor,
+        order: Tensor | None,
+        batch_size: int,
+        losses: Tensor,
+        begin: int = 0,
+        seconds: float = ...,
+        weight: Tensor | None = None,
+        lr: Tensor | None = None,
+    ) -> int:
+        """Steps over the batches from `begin` on, rows order[b * batch_size ...] of X; the next batch, or -1.
+
+        It returns after the batch in which `seconds` are over. `losses` (float64) has an entry for each batch and is
+        written; `lr` (float64) may give each batch and group a rate.
+        """
+
+    def set_input(self, scale: float | Tensor, shift: float | Tensor) -> None:
+        """x is read as x * scale + shift."""
+
+    def release(self) -> None:
+        """Gives the workspace back; the next call takes it again."""
+
+    steps: int
+    @property
+    def workspace(self) -> int:
+        """Bytes held."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of activations that the last call kept for its backward pass."""
+
+    @property
+    def counts(self) -> list[int]: ...
+    @property
+    def batches(self) -> int:
+        """The next batch of the last epoch."""
+
+    @property
+    def norm(self) -> float:
+        """The gradients' norm in the last call, before clipping; NaN without max_norm."""
+
 def composed_forward(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain
 ) -> list[Tensor]:

@@ -13,18 +13,22 @@ struct LossBlock {
   int64_t rows, columns;
   const T* s;
   int64_t ld_s;
-  const T* y;  // LossOver::Element: [rows, columns]
+  const T* y;  // [rows, columns]: LossOver::Element; or LossOver::Row with probabilities in the place of classes
   int64_t ld_y;
-  const int64_t* target;  // LossOver::Row: [rows], each in [0, columns)
+  const int64_t* target;  // LossOver::Row: [rows], each in [0, columns), or ignore_index; null: y
   const T* weight;        // [rows, columns] for LossOver::Element, [rows] for LossOver::Row; null: 1
   int64_t ld_weight;
   Parameters parameters;
   T* value;  // weight * loss, [rows, columns] or [rows]; null where not wanted
   int64_t ld_value;
-  T* ds;  // weight * scale * derivative, [rows, columns]; null where not wanted
+  T* ds;  // weight * scale * derivative, [rows, columns], which may be s; null where not wanted
   int64_t ld_ds;
   T scale;
-  double sum;  // grows by the sum of weight * loss
+  double sum;                 // grows by the sum of weight * loss
+  const T* row_weight;        // LossOver::Element: [rows], instead of `weight`; null: 1
+  const T* class_weight;      // LossOver::Row: [columns]; null: 1
+  double smoothing;           // LossOver::Row: the share of each target that is spread evenly over the classes
+  int64_t ignore_index = -1;  // LossOver::Row: rows of this target count for nothing
 };
 template <class T>
 using LossFunction = void (*)(LossBlock<T>&);

@@ -11,6 +11,7 @@ namespace math {
 #include "map.inl"
 #include "gemm.inl"
 #include "linear_model.inl"
+#include "step.inl"
 #include "half.inl"
 // clang-format on
 
@@ -25,6 +26,12 @@ constexpr Kernels<T> make_kernels() {
   k.linear_rows = linear_rows<T>;
   k.perceptron_rows = perceptron_rows<T>;
   k.dual_descent = dual_descent<T>;
+#define X(O) k.update[static_cast<int>(Optimizer::O)] = update_of<T, pyperc::O>;
+  PYPERC_OPTIMIZERS(X)
+#undef X
+  k.sum_of_squares = sum_of_squares<T>;
+  k.gather = gather<T>;
+  k.dropout = dropout<T>;
   return k;
 }
 

@@ -4,6 +4,7 @@
 #include "../core/half.h"
 #include "../core/linear_model.h"
 #include "../core/mlp.h"
+#include "../core/step.h"
 
 namespace pyperc {
 
@@ -95,6 +96,11 @@ struct Kernels {
   void (*linear_rows)(LinearRows<T>&);
   void (*perceptron_rows)(PerceptronRows<T>&);
   void (*dual_descent)(DualDescent<T>&);
+  // By the number of live states.
+  UpdateFunction<T> (*update[OPTIMIZER_COUNT])(int live);
+  double (*sum_of_squares)(Matrix<const T> x, int64_t rows, int64_t columns);
+  void (*gather)(const Gather<T>&);
+  void (*dropout)(const Dropout<T>&);
 };
 
 // Products of matrices that are stored as S and multiplied as E.

@@ -78,7 +78,7 @@ void element_loss(LossBlock<T>& g) {
     const auto one = [&](auto read, auto write, int64_t j) __attribute__((always_inline)) {
       const Value<T> score(read(s + j)), target(read(y + j));
       Vector<T> loss = L::value(score, target, parameters).v;
-      const Vector<T> factor = weight ? read(weight + j) : splat<Vector<T>>(T(1));
+      const Vector<T> factor = weight ? read(weight + j) : splat<Vector<T>>(g.row_weight ? g.row_weight[i] : T(1));
       loss *= factor;
       if (value) write(value + j, loss);
       if (ds) write(ds + j, L::derivative(score, target, parameters).v * (factor * scale));
@@ -103,46 +103,118 @@ void element_loss(LossBlock<T>& g) {
   }
 }
 
-// L as CrossEntropy: softmax of each row, the derivative is softmax minus one at the target.
+// The largest element; a NaN is passed over, it comes up again in the sum of the decays.
+template <class T>
+PYPERC_INLINE T highest_of(const T* s, int64_t n) {
+  constexpr int W = WIDTH<T>;
+  int64_t c = 0;
+  T highest = s[0];
+  if (n >= W) {
+    Vector<T> most = load(s);
+    for (c = W; c + W <= n; c += W) most = max(load(s + c), most);
+    most = max(load(s + n - W), most);
+    T lane[W];
+    store(lane, most);
+    highest = lane[0];
+    for (int i = 1; i < W; ++i) highest = lane[i] > highest ? lane[i] : highest;
+  } else {
+    for (c = 1; c < n; ++c) highest = s[c] > highest ? s[c] : highest;
+  }
+  return highest;
+}
+
+// The target distribution q of row i, where it is not one class alone: class_weight * (smoothing / classes + (1 -
+// smoothing) p), p being the row of y or 1 at the target. `each(c, count, q)` is shown vectors of it without the 1.
+template <class T, class F>
+PYPERC_INLINE void each_of_spread(const LossBlock<T>& g, int64_t i, F each) {
+  constexpr int W = WIDTH<T>;
+  const T* y = g.target ? nullptr : g.y + i * g.ld_y;
+  const Vector<T> even = splat<Vector<T>>(static_cast<T>(g.smoothing / static_cast<double>(g.columns)));
+  const Vector<T> keep = splat<Vector<T>>(static_cast<T>(1 - g.smoothing));
+  int64_t c = 0;
+  for (; c + W <= g.columns; c += W) {
+    Vector<T> q = y ? fma(load(y + c), keep, even) : even;
+    if (g.class_weight) q *= load(g.class_weight + c);
+    each(c, W, q);
+  }
+  if (const int tail = static_cast<int>(g.columns - c)) {
+    Vector<T> q = y ? fma(load_partial(y + c, tail), keep, even) : even;
+    if (g.class_weight) q *= load_partial(g.class_weight + c, tail);
+    each(c, tail, q);
+  }
+}
+
+// L as CrossEntropy. With the target distribution q and its sum Q (1 at the target and 1, but for smoothing, weights
+// and probabilities): Q log sum_c e^s_c - sum_c q_c s_c; the derivative is Q softmax - q.
 template <class T, class L>
 void row_loss(LossBlock<T>& g) {
   constexpr int W = WIDTH<T>;
+  const bool spread = g.smoothing > 0 || !g.target;
   for (int64_t i = 0; i < g.rows; ++i) {
     const T* s = g.s + i * g.ld_s;
-    const int64_t target = g.target[i];
-    const T weight = g.weight ? g.weight[i] : T(1);
-    T highest = s[0];
-    for (int64_t c = 1; c < g.columns; ++c) highest = s[c] > highest ? s[c] : highest;
-    const Value<T> top(splat<Vector<T>>(highest));
     T* ds = g.ds ? g.ds + i * g.ld_ds : nullptr;
-    Vector<T> total{};
+    const int64_t target = g.target ? g.target[i] : -1;
+    if (g.target && target == g.ignore_index) {
+      if (ds) __builtin_memset(ds, 0, static_cast<size_t>(g.columns) * sizeof(T));
+      if (g.value) g.value[i * g.ld_value] = T(0);
+      continue;
+    }
+    const T weight = g.weight ? g.weight[i] : T(1);
+    const T highest = highest_of(s, g.columns);
+    const Value<T> top(splat<Vector<T>>(highest));
+    // The part of the target that one class has.
+    const T own = g.target ? static_cast<T>(1 - g.smoothing) * (g.class_weight ? g.class_weight[target] : T(1)) : T(0);
+    T total = own, margin = g.target ? own * (highest - s[target]) : T(0);
+    if (spread) {
+      each_of_spread(g, i, [&](int64_t c, int count, Vector<T> q) __attribute__((always_inline)) {
+        const Vector<T> part = q * (top.v - (count == W ? load(s + c) : load_partial(s + c, count)));
+        if (count == W) {
+          total += sum<T>(q);
+          margin += sum<T>(part);
+        } else {
+          total += static_cast<T>(sum_of_lanes<T>(q, count));
+          margin += static_cast<T>(sum_of_lanes<T>(part, count));
+        }
+      });
+    }
+    Vector<T> decays{};
     int64_t c = 0;
     for (; c + W <= g.columns; c += W) {
       const Vector<T> e = L::decay(Value<T>(load(s + c)), top).v;
       if (ds) store(ds + c, e);
-      total += e;
+      decays += e;
     }
-    T sum_of_decays = sum<T>(total);
+    T sum_of_decays = sum<T>(decays);
     if (const int tail = static_cast<int>(g.columns - c)) {
       const Vector<T> e = L::decay(Value<T>(load_partial(s + c, tail)), top).v;
       if (ds) store_partial(ds + c, e, tail);
       sum_of_decays += static_cast<T>(sum_of_lanes<T>(e, tail));
     }
     if (ds) {
-      const T factor = weight * g.scale / sum_of_decays;
-      const Vector<T> factors = splat<Vector<T>>(factor);
+      const T factor = weight * g.scale;
+      const Vector<T> factors = splat<Vector<T>>(factor * total / sum_of_decays);
       for (c = 0; c + W <= g.columns; c += W) store(ds + c, load(ds + c) * factors);
       if (const int tail = static_cast<int>(g.columns - c)) {
         store_partial(ds + c, load_partial(ds + c, tail) * factors, tail);
       }
-      ds[target] -= weight * g.scale;
+      if (spread) {
+        const Vector<T> all = splat<Vector<T>>(factor);
+        each_of_spread(g, i, [&](int64_t c, int count, Vector<T> q) __attribute__((always_inline)) {
+          if (count == W) {
+            store(ds + c, load(ds + c) - all * q);
+          } else {
+            store_partial(ds + c, load_partial(ds + c, count) - all * q, count);
+          }
+        });
+      }
+      if (g.target) ds[target] -= factor * own;
     }
-    const Vector<T> loss =
-        L::value(Value<T>(splat<Vector<T>>(sum_of_decays)), Value<T>(splat<Vector<T>>(highest - s[target]))).v;
+    const Vector<T> logarithm = L::value(Value<T>(splat<Vector<T>>(sum_of_decays)), Value<T>(Vector<T>{})).v;
     T lane[W];
-    store(lane, loss);
-    if (g.value) g.value[i * g.ld_value] = weight * lane[0];
-    g.sum += static_cast<double>(weight * lane[0]);
+    store(lane, logarithm);
+    const T loss = weight * (total * lane[0] + margin);
+    if (g.value) g.value[i * g.ld_value] = loss;
+    g.sum += static_cast<double>(loss);
   }
 }
 

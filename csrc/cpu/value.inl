@@ -32,6 +32,11 @@ PYPERC_INLINE Value<T> zeros_like(Value<T>) {
   return Value<T>(Vector<T>{});
 }
 
+template <class T>
+PYPERC_INLINE Value<T> sqrt(Value<T> x) {
+  return Value<T>(square_root(x.v));
+}
+
 #define PYPERC_LIFT(function)                   \
   template <class T>                            \
   PYPERC_INLINE Value<T> function(Value<T> x) { \

@@ -2,7 +2,6 @@
 #include "linear_model.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log1p.h>
@@ -17,6 +16,8 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/linear_model.h"
+#include "losses.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -26,53 +27,6 @@ namespace {
 
 using at::Tensor;
 using Optional = std::optional<Tensor>;
-
-struct LossInfo {
-  std::string name;
-  std::vector<std::string> parameters;
-  std::vector<double> defaults;
-  LossOver over;
-};
-
-template <class L>
-LossInfo describe() {
-  LossInfo info{L::name, {}, {}, L::over};
-  for (const Parameter& parameter : L::parameters) {
-    if (!parameter.name) break;
-    info.parameters.emplace_back(parameter.name);
-    info.defaults.push_back(parameter.value);
-  }
-  return info;
-}
-
-const std::vector<LossInfo>& loss_list() {
-  static const std::vector<LossInfo> list = {
-#define X(L) describe<L>(),
-      PYPERC_LOSSES(X)
-#undef X
-  };
-  return list;
-}
-
-struct LossChoice {
-  Loss loss;
-  Parameters parameters;
-
-  LossChoice(const std::string& name, c10::ArrayRef<double> values) : parameters{} {
-    const auto& list = loss_list();
-    const auto found = std::find_if(list.begin(), list.end(), [&](const LossInfo& info) { return info.name == name; });
-    if (found == list.end()) {
-      std::string names;
-      for (const LossInfo& info : list) names += (names.empty() ? "" : ", ") + info.name;
-      TORCH_CHECK_VALUE(false, "loss: must be one of ", names, "; got '", name, "'");
-    }
-    TORCH_CHECK_VALUE(values.size() == found->parameters.size(), "loss: ", name, " takes ", found->parameters.size(),
-                      " parameters (", c10::Join(", ", found->parameters), "), got ", values.size());
-    loss = static_cast<Loss>(found - list.begin());
-    std::copy(values.begin(), values.end(), parameters.value);
-  }
-  LossOver over() const { return loss_list()[static_cast<size_t>(loss)].over; }
-};
 
 template <class L>
 Tensor composed(const Tensor& s, const Tensor& y, const Parameters& p) {
@@ -94,15 +48,6 @@ Tensor loss_composed(const Tensor& input, const Tensor& target, const std::strin
 #undef X
   }
   TORCH_INTERNAL_ASSERT(false);
-}
-
-Parallel torch_threads() {
-  return {at::in_parallel_region() ? 1 : at::get_num_threads(),
-          [](int64_t n, void (*task)(void*, int64_t), void* context) {
-            at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(context, i);
-            });
-          }};
 }
 
 template <class F>

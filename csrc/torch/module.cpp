@@ -13,6 +13,7 @@
 #include "operators.h"
 #include "round_trip.h"
 #include "run.h"
+#include "step.h"
 
 namespace py = pybind11;
 
@@ -256,7 +257,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("x"), py::arg("name"), py::arg("parameters") = std::vector<double>());
   m.def("plan", &plan, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
 
-  if (!add_run_type(m.ptr())) throw py::error_already_set();
+  if (!add_run_type(m.ptr()) || !add_step_type(m.ptr())) throw py::error_already_set();
 
   m.def("isas_built", [] { return names(isas_built()); });
   m.def("isas", [] { return names(isas_here()); });

@@ -2,25 +2,15 @@
 #include "native.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
 
 #include "../cpu/dispatch.h"
 #include "../cpu/mlp.h"
+#include "threads.h"
 
 namespace pyperc::native {
 
 namespace {
-
-// Torch's own threads. Inside a parallel region, and for one thread, the tasks run here one after the other.
-Parallel torch_threads() {
-  return {at::in_parallel_region() ? 1 : at::get_num_threads(),
-          [](int64_t n, void (*task)(void*, int64_t), void* context) {
-            at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(context, i);
-            });
-          }};
-}
 
 // Memory for one call, from torch's allocator. Each thread keeps one piece of moderate size from call to call: fresh
 // memory costs a page fault every 4 KB, which in a network of middle size is a tenth of the pass.

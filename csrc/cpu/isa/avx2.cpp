@@ -38,6 +38,9 @@ PYPERC_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return _mm25
 PYPERC_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return _mm256_min_pd(a, b); }
 PYPERC_INLINE Vector<double> max(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
 
+PYPERC_INLINE Vector<float> square_root(Vector<float> x) { return _mm256_sqrt_ps(x); }
+PYPERC_INLINE Vector<double> square_root(Vector<double> x) { return _mm256_sqrt_pd(x); }
+
 PYPERC_INLINE Vector<float> load(const Half* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }

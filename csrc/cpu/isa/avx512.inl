@@ -25,6 +25,9 @@ PYPERC_INLINE Vector<float> max(Vector<float> a, Vector<float> b) { return _mm51
 PYPERC_INLINE Vector<double> min(Vector<double> a, Vector<double> b) { return _mm512_maskz_min_pd(0xff, a, b); }
 PYPERC_INLINE Vector<double> max(Vector<double> a, Vector<double> b) { return _mm512_maskz_max_pd(0xff, a, b); }
 
+PYPERC_INLINE Vector<float> square_root(Vector<float> x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
+PYPERC_INLINE Vector<double> square_root(Vector<double> x) { return _mm512_maskz_sqrt_pd(0xff, x); }
+
 PYPERC_INLINE Vector<float> load(const Half* p) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }

@@ -20,6 +20,9 @@ PYPERC_INLINE void store_partial(T* p, T v, int) {
   *p = v;
 }
 
+PYPERC_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+PYPERC_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
 // Changing the exponent's bias is a multiplication by a power of two, which gives denormals their value too.
 PYPERC_INLINE float load(const Half* p) {
   const int32_t magnitude = (p->bits & 0x7fff) << 13, sign = static_cast<int32_t>((p->bits & 0x8000u) << 16);
