@@ -22,7 +22,8 @@ def pytest_collect_file(parent: pytest.Collector, file_path: Path) -> pytest.Mod
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "contender" in metafunc.fixturenames:
         compiled = metafunc.config.getoption("--compile") and "settings" in metafunc.fixturenames
-        metafunc.parametrize("contender", ["pyperc", "eager", *["compile"] * compiled])
+        contenders = getattr(metafunc.module, "CONTENDERS", ["pyperc", "eager"])
+        metafunc.parametrize("contender", [*contenders, *["compile"] * compiled])
 
 
 @pytest.fixture(scope="session")

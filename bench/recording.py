@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib
+import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,12 @@ def _machine() -> dict[str, Any]:
     return machine.machine(Pace())
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    modules = [importlib.import_module(name) for name in ("pyperc", "torch", "numpy", "pytest_benchmark")]
+    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
+
+
 def record(benchmark: BenchmarkFixture, config: pytest.Config, group: str, job: Job, contender: str) -> None:
     """One entry: `contender` in the measurement of the job, which the first entry makes for all of them."""
     if config.getoption("benchmark_disable"):
@@ -72,6 +80,7 @@ def record(benchmark: BenchmarkFixture, config: pytest.Config, group: str, job: 
         bytes=found["bytes"],
         gflops=found["flops"] / seconds / 1e9,
         share=found["contenders"][contender]["share"],
+        versions=_versions(),
         record=found,
         machine=_machine(),
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

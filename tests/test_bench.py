@@ -320,9 +320,10 @@ def test_the_jacobian_is_that_of_vmap_and_jacrev(monkeypatch):
 
 
 def test_numpy_is_measured_in_a_process_of_its_own():
-    records = blas.measure([16], 0.002)
-    assert [record["work"] for record in records] == list(gemm.LAYOUTS)
-    assert blas.tables(records)[0].rows[0][0] == "16"
+    records = blas.measure([(16, 16, 16, layout) for layout in gemm.LAYOUTS] + [(4, 6, 5, "dw")], 0.002)
+    assert [record["work"] for record in records] == [*gemm.LAYOUTS, "dw"]
+    assert records[-1]["flops"] == 2 * 4 * 6 * 5
+    assert blas.tables(records[:3])[0].rows[0][0] == "16"
 
 
 def test_tune_forces_each_way_and_puts_the_thresholds_back(monkeypatch):

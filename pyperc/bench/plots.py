@@ -1,12 +1,11 @@
 """Draws what was measured: a roofline, the ratio to eager, how the cost grows, backward over forward."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import Normal, Stroke
 
 from pyperc.bench.cases import Record
 
@@ -32,10 +31,6 @@ COMPILED: dict[str, Any] = {
 }
 STYLES = {"pyperc": OURS, "eager": PLAIN, "compile": COMPILED}
 LABELS = {"pyperc": "pyperc", "eager": "eager torch", "compile": "torch.compile"}
-MOST = 12.0
-"""Of backward over forward: a bar beyond is cut, and says what it is."""
-HATCHES = {"pyperc": "", "eager": "///", "compile": "..."}
-FILLS = {"pyperc": "0.25", "eager": "0.75", "compile": "1.0"}
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -82,7 +77,12 @@ def roofline(by_table: dict[str, list[Record]], machine: dict[str, Any]) -> Figu
         style = {**STYLES[name], "linestyle": "", "alpha": 0.8}
         axes.plot(intensity, rates, label=LABELS[name], **style)
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(None, 2 * peak))
-    axes.set(xlabel="floating-point operations for each byte that must move", ylabel="GF/s", title="Roofline")
+    _plain(axes)
+    axes.set(
+        xlabel="floating-point operations for each byte that must move",
+        ylabel="GF/s",
+        title="Roofline: what the operations and the bytes allow, and what was reached",
+    )
     _finish(axes)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
@@ -123,7 +123,7 @@ def ratio(by_table: dict[str, list[Record]]) -> Figure | None:
         axes.axhline(1, color="tab:red", linewidth=1, linestyle="--")
         axes.set_xscale("log")
         axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(_plainly)
+        _plain(axes)
         axes.set(xlabel=axis)
         axes.set_title(shape, fontsize=10)
         _finish(axes)
@@ -148,6 +148,7 @@ def growth(records: Sequence[Record], machine: dict[str, Any]) -> Figure | None:
         floor = [record["flops"] / machine["probe"] / 1e6 for record in along]
         axes.plot(at, floor, color="0.5", linestyle="-.", linewidth=1.2, label="arithmetic at the FMA peak")
         axes.set(xscale="log", yscale="log", xlabel={"depth": "layers"}.get(axis, axis), title=shape)
+        _plain(axes)
         _finish(axes)
     three[0].set_ylabel("forward and backward, ms")
     three[0].legend(frameon=False)
@@ -156,63 +157,67 @@ def growth(records: Sequence[Record], machine: dict[str, Any]) -> Figure | None:
 
 
 def backward(records: Sequence[Record]) -> Figure | None:
-    """Bars of backward over forward for each depth, the count as a line; above with dx of the input, below without."""
+    """Backward over forward at each depth, with quartiles, and the count; above with dx of the input, below without."""
     families: dict[tuple[int, int], list[Record]] = {}
     for record in records:
         families.setdefault((record["batch"], record["sizes"][0]), []).append(record)
     families = {key: each for key, each in families.items() if len(each) > 2} or families
     if not families:
         return None
-    figure = Figure(figsize=(5.5 * len(families), 6.5), layout="constrained")
+    figure = Figure(figsize=(5 * len(families), 6.5), layout="constrained")
     grid = figure.subplots(2, len(families), squeeze=False, sharex="col", sharey=True)
-    highest = min(MOST, max(r["parts"][n]["ratio"]["median"] for e in families.values() for r in e for n in _named(r)))
     for column, ((batch, width), each) in enumerate(families.items()):
         names = [name for name in STYLES if any(name in record["parts"] for record in each)]
         for row, work in enumerate(("dx", "no dx")):
             axes = grid[row][column]
             those = [record for record in each if record["work"] == work]
+            depths = [len(record["sizes"]) - 1 for record in those]
+            counted = [record["formula"]["backward"] / record["formula"]["forward"] for record in those]
+            half = 0.4
+            axes.hlines(
+                counted,
+                [depth - half for depth in depths],
+                [depth + half for depth in depths],
+                color="tab:red",
+                linewidth=2,
+                alpha=0.6,
+                label="operations, counted",
+                zorder=1,
+            )
             for i, name in enumerate(names):
-                have = [j for j, record in enumerate(those) if name in record["parts"]]
-                at = [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in have]
-                heights = [those[j]["parts"][name]["ratio"]["median"] for j in have]
-                for x, height in zip(at, heights, strict=True):
-                    if height > MOST:
-                        axes.annotate(f"{height:.0f}", (x, 1.02 * MOST), fontsize=7, ha="center", va="bottom")
-                axes.bar(
-                    at,
-                    [min(height, MOST) for height in heights],
-                    0.8 / len(names),
-                    color=FILLS[name],
-                    hatch=HATCHES[name],
-                    edgecolor="black",
-                    linewidth=0.7,
+                found = [
+                    (d, r["parts"][name]["ratio"]) for d, r in zip(depths, those, strict=True) if name in r["parts"]
+                ]
+                axes.errorbar(
+                    [depth + (i - (len(names) - 1) / 2) * half / 2 for depth, _ in found],
+                    [ratio["median"] for _, ratio in found],
+                    [[ratio["median"] - ratio["lower"] for _, ratio in found], _above(found)],
                     label=LABELS[name],
+                    zorder=2,
+                    **{**STYLES[name], "linestyle": "", "elinewidth": 1},
                 )
-            for j, record in enumerate(those):
-                counted = record["formula"]["backward"] / record["formula"]["forward"]
-                line = axes.plot(
-                    [j - 0.48, j + 0.48], [counted] * 2, color="tab:red", label="counted" if j == 0 else None
-                )
-                line[0].set_path_effects([Stroke(linewidth=4, foreground="white"), Normal()])
-            axes.set_xticks(range(len(those)), [str(len(record["sizes"]) - 1) for record in those])
-            axes.set_ylim(0, 1.1 * highest)
+            axes.set_xticks(depths)
             axes.set_title(f"{batch} x [{width}], {'with' if work == 'dx' else 'without'} dx of the input", fontsize=10)
             axes.grid(axis="y", alpha=0.3)
             axes.set_axisbelow(True)
         grid[1][column].set_xlabel("layers")
     for row in (0, 1):
         grid[row][0].set_ylabel("backward / forward, time")
-    grid[0][0].legend(frameon=True, framealpha=0.9, edgecolor="none", ncols=2, fontsize=8)
-    figure.suptitle("Backward over forward, relu")
+    # The axes share it, and the first limit that is set would be that of what is drawn until then.
+    grid[0][0].set_ylim(bottom=0)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     return figure
 
 
-def _named(record: Record) -> Iterable[str]:
-    return (name for name in STYLES if name in record["parts"])
+def _above(found: Sequence[tuple[int, dict[str, float]]]) -> list[float]:
+    return [ratio["upper"] - ratio["median"] for _, ratio in found]
 
 
-def _plainly(value: float, _: object) -> str:
-    return f"{value:g}"
+def _plain(axes: Axes) -> None:
+    """Numbers in place of powers of ten."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _finish(axes: Axes) -> None:

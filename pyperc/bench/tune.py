@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyperc import _C
+from pyperc.bench.cases import FAR as FAR_APART
 from pyperc.bench.cases import Network
 from pyperc.bench.measure import Block, Pace, interleaved
 from pyperc.bench.text import Table, duration
@@ -19,7 +20,7 @@ from pyperc.bench.text import Table, duration
 __all__ = ["PACE", "measure", "tables"]
 
 PACE = Pace(0.2, warm_up=0.06)
-FAR = 1 << 40
+NEVER = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ def thresholds() -> list[Threshold]:
             tuple(round(5e4 * 2 ** (i / 2)) for i in range(13)),
             lambda flops: Network(max(1, flops * threads // 8192), (64, 64)),
             "forward",
-            {"one thread": {"parallel_flops": FAR}, "all threads": shared},
+            {"one thread": {"parallel_flops": NEVER}, "all threads": shared},
         ),
         Threshold(
             "rows_per_thread",
             "rows of each thread from which rows are shared, not columns",
-            rows,
-            lambda each: Network(each * threads, (512, 512)),
+            (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024),
+            lambda each: Network(each * threads, (256, 256)),
             "forward",
-            {"columns": {**shared, "rows_per_thread": FAR}, "rows": {**shared, "rows_per_thread": 0}},
+            {"columns": {**shared, "rows_per_thread": NEVER}, "rows": {**shared, "rows_per_thread": 0}},
         ),
         Threshold(
             "gradient_rows",
@@ -64,7 +65,7 @@ def thresholds() -> list[Threshold]:
             (64, 96, 128, 192, 256, 384, 512, 1024),
             lambda each: Network(each * threads, (64,) * 4),
             "forward+backward",
-            {"shared dw": {**shared, "gradient_rows": FAR}, "own dw": {**shared, "gradient_rows": 0}},
+            {"shared dw": {**shared, "gradient_rows": NEVER}, "own dw": {**shared, "gradient_rows": 0}},
         ),
         Threshold(
             "wide_bytes",
@@ -72,7 +73,7 @@ def thresholds() -> list[Threshold]:
             tuple(4 * width for width in (128, 256, 512, 768, 1024, 1536)),
             lambda size: Network(size, (size // 4,) * 3),
             "forward+backward",
-            {"by chunks": {"wide_bytes": FAR, "gradient_rows": 0}, "by layers": {"wide_bytes": 0}},
+            {"by chunks": {"wide_bytes": NEVER, "gradient_rows": 0}, "by layers": {"wide_bytes": 0}},
         ),
         Threshold(
             "in_place_bytes",
@@ -81,7 +82,7 @@ def thresholds() -> list[Threshold]:
             lambda size: Network(64, (size // 4,) * 2),
             "forward+backward",
             {
-                "in place": {"in_place_bytes": FAR, "few_rows": -1},
+                "in place": {"in_place_bytes": NEVER, "few_rows": -1},
                 "packed": {"in_place_bytes": -1, "few_rows": -1},
             },
         ),
@@ -91,7 +92,7 @@ def thresholds() -> list[Threshold]:
             [m for m in rows if _dots(m)],
             lambda m: Network(m, (256, 256)),
             "forward",
-            {"dot": {"dot_rows": FAR}, "packed": {"dot_rows": -1}},
+            {"dot": {"dot_rows": NEVER}, "packed": {"dot_rows": -1}},
         ),
         Threshold(
             "few_rows",
@@ -100,7 +101,7 @@ def thresholds() -> list[Threshold]:
             lambda m: Network(m, (1032, 1032)),
             "forward+backward",
             {
-                "in place": {"few_rows": FAR, "in_place_bytes": -1},
+                "in place": {"few_rows": NEVER, "in_place_bytes": -1},
                 "packed": {"few_rows": -1, "in_place_bytes": -1},
             },
         ),
@@ -110,7 +111,7 @@ def thresholds() -> list[Threshold]:
 def _dots(rows: int) -> bool:
     """Whether `dot` has a kernel for that many rows here."""
     before = _C.thresholds()
-    _C.set_thresholds({"dot_rows": FAR})
+    _C.set_thresholds({"dot_rows": NEVER})
     try:
         chain = _C.Chain([("identity", [])])
         plan = _C.plan(torch.empty(rows, 32), [torch.empty(32, 32)], [None], chain)
@@ -145,7 +146,9 @@ def measure(pace: Pace, progress: Callable[[str], None] | None = None) -> dict[s
             run = each.shape(step).contenders(each.work)["pyperc"]
             pair = {way: forced(run, values) for way, values in each.ways.items()}
             first, second = pair
-            steps.append({"at": step, "ratio": interleaved(pair, pace).ratios(first, second).median})
+            measured = interleaved(pair, pace)
+            ratio = measured.ratios(first, second).median
+            steps.append({"at": step, "ratio": ratio, "round_trip": measured.round_trip.median})
         entry = {"name": each.name, "what": each.what, "ways": [*each.ways], "steps": steps}
         found["thresholds"].append({**entry, "crossing": crossing(steps)})
     for network in [Network(8, (4,) * 3)] if smoke else [Network(4096, (width,) * 4) for width in (64, 256, 512)]:
@@ -191,10 +194,15 @@ def tables(result: dict[str, Any]) -> str:
         here = f"above {last}" if at is None else f"{at} or less" if at == first else f"{at}"
         summary.rows.append([each["what"], each["name"], str(now.pop(each["name"])), here])
         slow, fast = each["ways"]
-        ladder = Table(f"{each['name']}: time of {slow} over {fast}", ["at", "ratio"])
-        ladder.rows = [[str(step["at"]), f"{step['ratio']:.2f}"] for step in each["steps"]]
+        ladder = Table(f"{each['name']}: time of {slow} over {fast}", ["at", "ratio", "threads apart"])
+        for step in each["steps"]:
+            ladder.rows.append([str(step["at"]), f"{step['ratio']:.2f}", f"{step['round_trip']:.0f} ns"])
         ladders.append(ladder)
     summary.notes.append("Up to dot_rows, few_rows and in_place_bytes inclusive, the first way is taken.")
+    summary.notes.append(
+        f"Threads apart: a cache line's way from one to another and back. Above {FAR_APART:.0f} ns their cores have no "
+        "cache in common, and what one writes and another reads costs more."
+    )
     summary.notes.append("The others now: " + ", ".join(f"{name} {value}" for name, value in now.items()) + ".")
     for each in result["chunks"]:
         table = Table(f"rows of a chunk, {each['case']}: best {each['best']}", ["rows", "forward and backward"])

@@ -1,4 +1,4 @@
-"""The products of squares by numpy's BLAS, in a process of its own: its threads stay awake and would disturb others."""
+"""The products of a linear layer by numpy's BLAS, in a process of its own: its threads stay awake and would disturb."""
 
 import json
 import os
@@ -15,43 +15,47 @@ from pyperc.bench.tables import gemm
 from pyperc.bench.text import Table, of_peak
 
 NAME = "numpy"
+SIDES = (256, 512, 1024, 2048, 4096)
 
 
 def jobs(settings: Settings) -> list[Job]:
     if not settings.full:
         return []
-    return [Job("numpy's BLAS", lambda pace: measure((256, 512, 1024, 2048, 4096), 0.8), weight=0, seconds=25)]
+    products = [(side, side, side, layout) for side in SIDES for layout in gemm.LAYOUTS]
+    return [Job("numpy's BLAS", lambda pace: measure(products, 0.8), weight=0, seconds=25)]
 
 
-def measure(sides: Sequence[int], seconds: float) -> list[Record]:
-    """A record for each side and layout, measured by the child with the same blocks and probes."""
+def measure(products: Sequence[tuple[int, int, int, str]], seconds: float) -> list[Record]:
+    """A record for each (m, n, k, layout), measured by the child with the same blocks and probes."""
     threads = str(torch.get_num_threads())
     # torch's threads, there for the probe, give the processor up at once.
     settings = {"OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-    command = [sys.executable, "-m", __name__, threads, str(seconds), *map(str, sides)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", __name__, threads, str(seconds)]
+    done = subprocess.run(
+        command, input=json.dumps(products), env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"the process that measures numpy failed: {done.stderr.strip()[-500:]}")
     records: list[Record] = json.loads(done.stdout.splitlines()[-1])
     return records
 
 
-def _main(threads: int, seconds: float, sides: Sequence[int]) -> None:
+def _main(threads: int, seconds: float) -> None:
+    """The child: reads the products, writes their records."""
     import numpy as np
 
     torch.set_num_threads(threads)
+    generator = np.random.default_rng(0)
     records = []
-    for side in sides:
-        x, w = np.random.default_rng(0).standard_normal((2, side, side), dtype=np.float32)
-        operands = {"forward": (x, w.T), "dx": (x, w), "dw": (w.T, x)}
-        for layout in gemm.LAYOUTS:
-            a, b = operands[layout]
-            pace = Pace(seconds, warm_up=0.3 * seconds, fewest=3)
-            measured = interleaved({"numpy": calls(partial(np.matmul, a, b))}, pace)
-            record: Record = {"table": NAME, "case": str(side), "work": layout, "numpy": np.__version__}
-            add(record, measured, Cost(2 * side**3, 3 * FLOAT * side**2))
-            records.append(record)
+    for m, n, k, layout in json.loads(sys.stdin.read()):
+        x, w, dy = (generator.standard_normal(shape, dtype=np.float32) for shape in ((m, k), (n, k), (m, n)))
+        a, b = {"forward": (x, w.T), "dx": (dy, w), "dw": (dy.T, x)}[layout]
+        pace = Pace(seconds, warm_up=0.3 * seconds, fewest=3)
+        measured = interleaved({"numpy": calls(partial(np.matmul, a, b))}, pace)
+        record: Record = {"table": NAME, "case": gemm.name(m, n, k), "work": layout, "numpy": np.__version__}
+        add(record, measured, Cost(2 * m * n * k, FLOAT * (m * k + n * k + m * n)))
+        records.append(record)
     print(json.dumps(records))
 
 
@@ -65,4 +69,4 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), float(sys.argv[2]), [int(side) for side in sys.argv[3:]])
+    _main(int(sys.argv[1]), float(sys.argv[2]))

@@ -23,11 +23,10 @@ def product(
     table: str, m: int, n: int, k: int, layout: str, *, threads: int | None = None, isa: str | None = None
 ) -> Job:
     """One product of a layer k -> n on m samples."""
-    name = str(m) if m == n == k else f"{m} x {k}->{n}"
     facts = {"m": m, "n": n, "k": k}
     return timed(
         table,
-        name,
+        name(m, n, k),
         layout,
         Cost(2 * m * n * k, FLOAT * (m * k + n * k + m * n)),
         lambda: contenders(m, n, k, layout),
@@ -35,6 +34,10 @@ def product(
         threads=threads,
         isa=isa,
     )
+
+
+def name(m: int, n: int, k: int) -> str:
+    return str(m) if m == n == k else f"{m} x {k}->{n}"
 
 
 def contenders(m: int, n: int, k: int, layout: str) -> dict[str, Block]:
