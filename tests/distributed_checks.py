@@ -412,7 +412,7 @@ def distributed_checkpoint(mesh: DeviceMesh, folder: Path) -> None:
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=300)
     )
     mesh = init_device_mesh("cpu", (2,))
     found = {}

@@ -125,6 +125,20 @@ def test_onnx_is_a_plain_graph_that_onnxruntime_runs(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(got), plain(model)(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_onnx_of_an_exported_program_that_is_decomposed_first() -> None:
+    pytest.importorskip("onnxscript", reason="needs onnx and onnxscript")
+    model, other = pair((6, 5, 4), "gelu", torch.float32)
+    x = torch.randn(4, 6)
+    program = torch.export.export(model, (x,), dynamic_shapes=DYNAMIC).run_decompositions(pyperc.decompositions())
+    onnx = torch.onnx.export(program, (), dynamo=True, verbose=False)
+    assert {node.domain for node in onnx.model.graph} <= {"", "ai.onnx"}
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    session = onnxruntime.InferenceSession(onnx.model_proto.SerializeToString())
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), other(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 class Side(nn.Module):
     """Networks side by side."""
 

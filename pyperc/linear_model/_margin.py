@@ -19,7 +19,11 @@ GAP = 1e-6  # relative, at which the margin is known
 
 
 class MarginBound(NamedTuple):
-    """What the convergence theorem says of a data set."""
+    """What the convergence theorem says of a data set.
+
+    >>> margin_bound([[-2.0], [2.0]], [0, 1], fit_intercept=False).bound
+    1
+    """
 
     radius: float
     """R: every sample is in the sphere of this radius around the origin"""

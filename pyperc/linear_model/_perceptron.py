@@ -18,7 +18,11 @@ from pyperc.linear_model._base import LinearClassifier, Samples, check_count, ch
 
 
 class Epoch(NamedTuple):
-    """What one epoch did."""
+    """What one epoch did.
+
+    >>> Perceptron(max_iter=9).fit([[-1.0], [2.0]], [0, 1]).history_[-1]
+    Epoch(changes=0, error=0.0, validation_error=None)
+    """
 
     changes: int
     """samples that were wrong when their turn came, over all classes"""
