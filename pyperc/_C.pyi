@@ -77,8 +77,9 @@ class Step:
     Parameters are counted through the weights, then the biases: `group_of` (-1: none), `state` (tensors in the order of
     `OptimizerInfo.states`, used in place) and `counts` (updates so far) have an entry for each. `groups` are torch's
     dictionaries, read on every call. `dropout`: the probability after each layer's activation. A call gives the loss
-    before the update, or None where an entry of `watched`, (dictionary, key, value), is another object by now, or a
-    dictionary of `sizes`, (dictionary, number of entries), has another size.
+    before the update; or None where an entry of `watched`, (dictionary, key, value or None), is another object by now,
+    where a dictionary or list of `sizes`, (it, number of entries), has another size, and where autograd has to take the
+    step, as somebody is shown operations (a TorchDispatchMode, autocast, jit.trace) or a parameter has a hook.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Step:
         generator: torch.Generator | None = None,
         masters: Sequence[Tensor | None] | None = None,
         watched: Sequence[tuple[dict[Any, Any], Any, Any]] = (),
-        sizes: Sequence[tuple[dict[Any, Any], int]] = (),
+        sizes: Sequence[tuple[dict[Any, Any] | list[Any], int]] = (),
     ) -> None: ...
     def __call__(self, x: Tensor, y: Tensor, weight: Tensor | None = None, /) -> Tensor | None: ...
     def gradients(

@@ -4,11 +4,14 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/Generator.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <array>
@@ -81,6 +84,7 @@ class Unlocked {
 
 // A weight or a bias of the network.
 struct Learned {
+  py::object object;
   Tensor value;
   int group = -1;
   Tensor state[MAX_STATES];
@@ -92,7 +96,7 @@ struct Watched {
   py::object dictionary, key, value;
 };
 struct Sized {
-  py::object dictionary;
+  py::object entries;  // a dict or a list
   Py_ssize_t size;
 };
 
@@ -155,15 +159,31 @@ void check(const Tensor& t, const std::string& name, at::ScalarType dtype, c10::
 
 int64_t row_stride(const Tensor& t) { return t.dim() == 2 && t.size(0) > 1 ? t.stride(0) : t.size(-1); }
 
-// Whether the network is still the one that the step was made for.
+// Whether somebody wants to be shown the operations, or their gradients: autograd has to take the step.
+bool is_watched(const State& state) {
+  if (c10::impl::TorchDispatchModeTLS::stack_len() > 0 || torch::jit::tracer::isTracing() ||
+      at::autocast::is_autocast_enabled(at::kCPU)) {
+    return true;
+  }
+  const auto hung = [](PyObject* hooks) { return hooks && PyDict_Check(hooks) && PyDict_GET_SIZE(hooks) > 0; };
+  for (const Learned& p : state.parameters) {
+    const auto* object = reinterpret_cast<const THPVariable*>(p.object.ptr());
+    if (object && (hung(object->backward_hooks) || hung(object->post_accumulate_grad_hooks))) return true;
+  }
+  return false;
+}
+
+// Whether the network is still the one that the step was made for, and the step's to compute.
 bool unchanged(const State& state) {
   for (const Watched& watched : state.watched) {
-    if (PyDict_GetItemWithError(watched.dictionary.ptr(), watched.key.ptr()) != watched.value.ptr()) return false;
+    PyObject* value = PyDict_GetItemWithError(watched.dictionary.ptr(), watched.key.ptr());
+    if ((value ? value : Py_None) != watched.value.ptr()) return false;
   }
   for (const Sized& sized : state.sizes) {
-    if (PyDict_GET_SIZE(sized.dictionary.ptr()) != sized.size) return false;
+    PyObject* entries = sized.entries.ptr();
+    if ((PyDict_Check(entries) ? PyDict_GET_SIZE(entries) : PyList_GET_SIZE(entries)) != sized.size) return false;
   }
-  return true;
+  return !is_watched(state);
 }
 
 double number(PyObject* value, const Setting& setting) {
@@ -283,14 +303,14 @@ Arguments arguments_of(const State& state, PyObject* x, PyObject* y, PyObject* w
   TORCH_CHECK_VALUE(a.x.dim() >= 1 && a.x.size(-1) == in, "step: x must be [..., ", in, "], got ", a.x.sizes());
   if (a.x.is_neg()) a.x = a.x.resolve_neg();
   const int64_t dims = a.x.dim();
+  const c10::IntArrayRef lead = a.x.sizes().slice(0, static_cast<size_t>(dims - 1));
   const int64_t batch = dims == 2 ? a.x.size(0) : a.x.numel() / std::max<int64_t>(1, in);
   TORCH_CHECK_TYPE(a.y.device().is_cpu() && a.y.layout() == at::kStrided, "step: y must be a dense tensor on the CPU, ",
                    "got ", a.y.toString());
   if (state.loss.over() == LossOver::Row) {
-    TORCH_CHECK_VALUE(dims <= 2, "step: x must be [batch, ", in, "] for this loss, got ", a.x.sizes());
     if (a.y.scalar_type() == at::kLong) {
-      TORCH_CHECK_VALUE(a.y.dim() == dims - 1 && a.y.numel() == batch, "step: y must be int64 of shape [", batch,
-                        "], or the classes' probabilities, got ", a.y.sizes());
+      TORCH_CHECK_VALUE(a.y.sizes() == lead, "step: y must be int64 of shape ", lead,
+                        ", or the classes' probabilities, got ", a.y.sizes());
     } else {
       a.probabilities = true;
       TORCH_CHECK_TYPE(a.y.scalar_type() == state.dtype, "step: y must be int64, or the classes' probabilities in ",
@@ -302,19 +322,20 @@ Arguments arguments_of(const State& state, PyObject* x, PyObject* y, PyObject* w
   }
   if (a.y.scalar_type() == state.dtype) {
     TORCH_CHECK_VALUE(
-        a.y.dim() == dims && a.y.size(-1) == out && a.y.sizes().slice(0, dims - 1) == a.x.sizes().slice(0, dims - 1),
-        "step: y must be of shape ", a.x.sizes().slice(0, dims - 1), " + [", out, "], got ", a.y.sizes());
+        a.y.dim() == dims && a.y.size(-1) == out && a.y.sizes().slice(0, static_cast<size_t>(dims - 1)) == lead,
+        "step: y must be of shape ", lead, " + [", out, "], got ", a.y.sizes());
+  }
+  if (weight && weight != Py_None) {
+    a.weight = tensor(weight, "weight").contiguous();
+    check(a.weight, "weight", state.dtype, lead);
   }
   if (dims != 2) {
+    a.y = a.y.scalar_type() == state.dtype ? a.y.reshape({batch, out}) : a.y.reshape({batch});
+    if (a.weight.defined()) a.weight = a.weight.reshape({batch});
     a.x = a.x.reshape({batch, in});
-    if (a.y.scalar_type() == state.dtype) a.y = a.y.reshape({batch, out});
   }
   if (a.y.is_neg()) a.y = a.y.resolve_neg();
   if (!a.y.is_contiguous() && !(a.y.dim() == 2 && a.y.stride(1) == 1)) a.y = a.y.contiguous();
-  if (weight && weight != Py_None) {
-    a.weight = tensor(weight, "weight");
-    check(a.weight, "weight", state.dtype, {batch});
-  }
   return a;
 }
 
@@ -686,7 +707,10 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   for (size_t i = 0; i < 2 * depth; ++i) {
     Learned& p = state->parameters[i];
     const py::object value = i < depth ? sequence(weights)[i] : sequence(biases)[i - depth];
-    if (i < depth || !value.is_none()) p.value = tensor(value.ptr(), i < depth ? "weights" : "biases");
+    if (i < depth || !value.is_none()) {
+      p.value = tensor(value.ptr(), i < depth ? "weights" : "biases");
+      p.object = value;
+    }
     p.group = py::object(sequence(group_of)[i]).cast<int>();
     TORCH_CHECK_VALUE(p.group >= -1 && p.group < static_cast<int>(state->groups.size()), "step: group_of must hold ",
                       "numbers of groups, or -1, got ", p.group);
@@ -748,7 +772,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   }
   TORCH_CHECK_VALUE(!masters || masters == Py_None, "step: masters are for 16-bit parameters");
   const auto is_dict = [](const py::object& object) {
-    TORCH_CHECK_TYPE(PyDict_Check(object.ptr()), "step: watched and sizes must begin with dicts, got ",
+    TORCH_CHECK_TYPE(PyDict_Check(object.ptr()), "step: watched must begin with dicts, got ",
                      Py_TYPE(object.ptr())->tp_name);
     return object;
   };
@@ -761,7 +785,10 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   if (sizes) {
     for (const py::handle entry : sequence(sizes)) {
       const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
-      state->sizes.push_back({is_dict(t[0]), py::object(t[1]).cast<Py_ssize_t>()});
+      const py::object entries = t[0];
+      TORCH_CHECK_TYPE(PyDict_Check(entries.ptr()) || PyList_Check(entries.ptr()),
+                       "step: sizes must begin with dicts or lists, got ", Py_TYPE(entries.ptr())->tp_name);
+      state->sizes.push_back({entries, py::object(t[1]).cast<Py_ssize_t>()});
     }
   }
   auto* self = reinterpret_cast<StepObject*>(type->tp_alloc(type, 0));
