@@ -26,7 +26,8 @@ LINEAR_TYPES: frozenset[type[nn.Module]] = frozenset({nn.Linear, Linear})
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {cls: cls.forward for cls in LINEAR_TYPES | MODULE_TYPES}
 _MODULE_CALL, _F_LINEAR = nn.Module.__call__, F.linear
 _WATCHED = ((nn.Module, "__call__", _MODULE_CALL), (F, "linear", _F_LINEAR))
-_GLOBAL_HOOKS = tuple(
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre")
+GLOBAL_HOOKS = tuple(
     getattr(torch_module, name)
     for name in dir(torch_module)
     if name.startswith(("_global_forward", "_global_backward")) and isinstance(getattr(torch_module, name), dict)
@@ -46,16 +47,21 @@ def ordinary_because(child: nn.Module) -> str | None:
         return "is parametrized" if is_parametrized(child) else f"{cls.__name__} is not a layer that is fused"
     if cls.forward is not _FORWARDS[cls]:
         return f"the forward of {cls.__name__} was replaced"
-    if "forward" in child.__dict__:
-        return "has a forward of its own"
-    for kind in ("forward", "forward_pre", "backward", "backward_pre"):
-        if getattr(child, f"_{kind}_hooks"):
-            return f"has a {kind.replace('_', ' ')} hook"
-    if child._compiled_call_impl is not None:
-        return "is compiled on its own"
+    if (reason := hangs_on(child)) is not None:
+        return reason
     if cls in MODULE_TYPES and of_module(child) is None:
         return "its parameters are not those of a listed activation"
     return None
+
+
+def hangs_on(module: nn.Module) -> str | None:
+    """What is called beside or in place of the forward of the module's class, or None."""
+    if "forward" in module.__dict__:
+        return "has a forward of its own"
+    for kind in HOOKS:
+        if getattr(module, f"_{kind}_hooks"):
+            return f"has a {kind.replace('_', ' ')} hook"
+    return None if module._compiled_call_impl is None else "is compiled on its own"
 
 
 def ordinary_everywhere_because() -> str | None:
@@ -189,7 +195,7 @@ class Run:
             members.append((child, type(child) in LINEAR_TYPES, read, read and read(child)))
         self.native = _C.Run(
             (*_WATCHED, *((cls, "forward", _FORWARDS[cls]) for cls in classes)),
-            _GLOBAL_HOOKS,
+            GLOBAL_HOOKS,
             tuple(members),
             chain(stretch.layers),
             start,

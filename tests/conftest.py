@@ -41,7 +41,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=["autograd"])
+@pytest.fixture(params=["native", "autograd"])
 def engine(request: pytest.FixtureRequest) -> str:
     """Of a TrainStep, for `steps.prepared`."""
     return request.param

@@ -395,18 +395,19 @@ def test_an_epoch_in_parts(engine: str) -> None:
     assert losses.count_nonzero() == 7
     assert step.epoch(x, y, None, 3, losses[:0]) == 0
     x[13] = torch.nan
-    with pytest.raises(FloatingPointError, match="in step 11"):
+    with pytest.raises(FloatingPointError, match="in step 12"):
         step.epoch(x, y, None, 3, losses)
     assert step.batches == 4
 
 
-def test_an_epoch_over_another_dtype(engine: str) -> None:
+def test_inputs_of_another_dtype(engine: str) -> None:
     model = network(dtype=F32)
     step = pyperc.TrainStep(prepared(model, engine), lr=0.1)
     loop = Loop(model, lr=0.1)
     x, y, losses = torch.randn(20, 5, dtype=F64), torch.randint(3, (20,)), torch.zeros(4, dtype=F64)
     step.epoch(x, y, None, 5, losses)
     same(losses.float(), torch.stack([loop(*batch) for batch in zip(x.float().split(5), y.split(5), strict=True)]), F32)
+    same(step(x, y), loop(x.float(), y), F32)
     same_parameters(step, loop, F32)
 
 

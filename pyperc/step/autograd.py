@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """model(x * scale + shift), x as numbers of the model's dtype where it is uint8."""
+    """model(x * scale + shift), with x in the model's dtype where it is uint8, float32 or float64."""
 
     def __init__(self, model: nn.Module, scale: float | Tensor, shift: float | Tensor) -> None:
         for name, value in (("scale", scale), ("shift", shift)):
@@ -30,10 +30,14 @@ class Reading:
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def __call__(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             x = x.detach()
-            if x.dtype == torch.uint8:
+            if x.dtype in (torch.uint8, torch.float32, torch.float64):
                 x = x.to(self.dtype)
         return self.model(x if self.plain else x * self.scale + self.shift)
 
@@ -71,7 +75,7 @@ class Autograd:
         try:
             loss = self._loss(x, y, weight)
             if self.raises:
-                check_finite(loss.detach(), number)
+                check_finite(loss.detach(), number + 1)
             if trained:
                 loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
             for parameter, master in self.masters.of.items():

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyperc.step.autograd import Autograd, Reading
 from pyperc.step.graphed import Graphed
+from pyperc.step.native import Handover, Native
+from pyperc.step.network import NotNative
 from pyperc.step.objective import Loss, Objective
 from pyperc.step.optimizer import Masters, as_groups, check_owner, make, take_schedules
 
 if TYPE_CHECKING:
     from pyperc.explain import Explanation
+
+T = TypeVar("T")
 
 
 class TrainStep:
@@ -28,7 +35,8 @@ class TrainStep:
     optimizer.step), to rounding. No .grad is read or written.
 
     Args:
-        model: a network, which runs as it does when it is called. `explain` says how.
+        model: a network. One that is a single run of linear layers, activations and Dropout (`pyperc.MLP`, what
+            `pyperc.fuse` made, an nn.Sequential) takes the native engine, any other autograd; `explain` says why.
         loss: "cross_entropy", "mse", "logistic", "hinge" or "squared_hinge" (see `pyperc.functional`), an
             nn.CrossEntropyLoss or nn.MSELoss, or any function of scores and target that returns one number.
         optimizer: "sgd", "adam" or "adamw", or one of torch.optim over the model's parameters.
@@ -42,7 +50,7 @@ class TrainStep:
         scale, shift: the model is given x * scale + shift; numbers, or tensors that broadcast. uint8 images count as
             numbers: scale=1 / 255.
         clip_grad_norm: the 2-norm of all gradients together is cut down to this before the update.
-        on_nan: "raise" for a FloatingPointError where a loss is NaN or infinite, with the number of the step (from 0),
+        on_nan: "raise" for a FloatingPointError where a loss is NaN or infinite, with the number of the step,
             before anything is changed; "ignore" goes on, as torch does.
         options: those of torch's optimizer, by its names and with its defaults: momentum, dampening, weight_decay,
             nesterov, maximize for sgd; betas, eps, weight_decay, amsgrad, maximize for adam and adamw.
@@ -81,8 +89,8 @@ class TrainStep:
             raise TypeError(f"TrainStep: model must be an instance of torch.nn.Module, got {type(model).__name__}")
         if on_nan not in ("ignore", "raise"):
             raise ValueError(f"TrainStep: on_nan must be ignore or raise, got {on_nan!r}")
-        if clip_grad_norm is not None and not clip_grad_norm >= 0:
-            raise ValueError(f"TrainStep: clip_grad_norm must not be negative, got {clip_grad_norm}")
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise ValueError(f"TrainStep: clip_grad_norm must be positive, got {clip_grad_norm}")
         self.model = model
         self.loss = Objective(
             loss,
@@ -117,14 +125,28 @@ class TrainStep:
         )
         self._steps = 0
         self.batches = 0
+        self._native: Native | None = None
+        self._call: Any = None  # the native call, where nothing is to be prepared before it
+        self._hang_on_optimizer()
 
     def __call__(self, x: Any, y: Any, weight: Tensor | None = None) -> Tensor:
         """One step. The loss before it, detached: for 16-bit models in float32.
 
-        x is what the model takes; y int64 classes [*] or probabilities [*, classes] for cross_entropy, else numbers
-        like the scores; `weight` [*] multiplies the samples' losses, whose mean is over the sum of the weights then.
+        x is what the model takes; float32, float64 and uint8 are converted to its dtype. y is for cross_entropy int64
+        classes [*] or probabilities [*, classes], else numbers like the scores. `weight` [*] multiplies the samples'
+        losses, and their mean divides by its sum.
         """
+        call = self._call
+        if call is not None:
+            with contextlib.suppress(TypeError, ValueError):  # raised again below, unless something has changed
+                loss: Tensor | None = call(x, y, weight)
+                if loss is not None:
+                    return loss
         self._prepare()
+        loss = self._natively(lambda native: native.step(x, y, weight))
+        if loss is not None:
+            self._masters.written()
+            return loss
         loss = self._autograd.step(x, y, weight, self._steps)
         self._steps += 1
         return loss
@@ -135,7 +157,8 @@ class TrainStep:
         Neither clipping nor weight decay is in them, and they are not negated by `maximize`.
         """
         self._prepare()
-        loss, gradients = self._autograd.gradients(x, y, weight)
+        found = self._natively(lambda native: native.gradients(x, y, weight))
+        loss, gradients = found or self._autograd.gradients(x, y, weight)
         return loss, {name: gradients[p] for name, p in self.model.named_parameters() if p in gradients}
 
     def epoch(
@@ -152,26 +175,98 @@ class TrainStep:
         """Steps over the batches begin, begin + 1, ... of an epoch; the number of the batch that is next.
 
         Batch b is rows order[b size : (b + 1) size] of x, y and weight; the last may be shorter. `order` is int64, None
-        for the rows as they lie. losses[b], float64, is written for each; its length is the number of batches. x of
-        another floating dtype is converted batch by batch. No batch begins when `seconds` are over, the first apart;
-        `batches` is the next one even where an exception came between.
+        for the rows as they lie. losses[b], float64, is written for each; its length is the number of batches. No batch
+        begins when `seconds` are over, the first apart; `batches` is the next one even where an exception came between.
         """
         end, self.batches = time.perf_counter() + seconds, begin
+        self._prepare()
+        rates = self._rates(begin, len(losses)) if self._schedules else None
+        if self._natively(
+            lambda native: self._epoch(native, x, y, order, batch_size, losses, begin, seconds, weight, rates)
+        ):
+            return self.batches
         while self.batches < len(losses):
             span = slice(self.batches * batch_size, (self.batches + 1) * batch_size)
             rows = span if order is None else order[span]
-            batch = x[rows].to(self._autograd.model.dtype) if x.is_floating_point() else x[rows]
-            losses[self.batches] = self(batch, y[rows], None if weight is None else weight[rows])
+            losses[self.batches] = self(x[rows], y[rows], None if weight is None else weight[rows])
             self.batches += 1
             if time.perf_counter() > end:
                 break
         return self.batches
 
+    def _epoch(self, native: Native, *arguments: Any) -> bool | None:
+        try:
+            return True if native.step.epoch(*arguments) >= 0 else None
+        finally:
+            self.batches = native.step.batches
+            self._masters.written()
+
+    def _rates(self, begin: int, end: int) -> Tensor:
+        """The learning rates of the batches from `begin` on, which is the next step, [batches, groups]."""
+        rates = torch.tensor([float(group["lr"]) for group in self.param_groups], dtype=torch.float64).repeat(end, 1)
+        for group, schedule in self._schedules.items():
+            for batch in range(begin, end):
+                rates[batch, group] = schedule(self.steps + batch - begin)
+        return rates
+
     def _prepare(self) -> None:
         """What must be up to date before the parameters are read."""
         for group, schedule in self._schedules.items():
-            self.optimizer.param_groups[group]["lr"] = schedule(self._steps)
+            self.optimizer.param_groups[group]["lr"] = schedule(self.steps)
         self._masters.read()
+
+    def _natively(self, call: Callable[[Native], T | None]) -> T | None:
+        """call(native engine), which is made anew where something has changed; None where there is none."""
+        if self._native is not None:
+            with contextlib.suppress(TypeError, ValueError):
+                result = call(self._native)
+                if result is not None:
+                    return result
+        native = self._bind()
+        if native is None:
+            return None
+        result = call(native)
+        if result is None:
+            self._give_back()
+        else:
+            native.write_state()
+        return result
+
+    def _bind(self) -> Native | None:
+        """The native engine for the model and the optimizer as they are now; None, and the reason, where it is none."""
+        for hook in self.optimizer._optimizer_step_pre_hooks.values():
+            if isinstance(hook, Handover):  # this step's, and those of others that share the optimizer
+                hook()
+        try:
+            self._native = Native(self._autograd, self._steps)
+        except NotNative as reason:
+            self._reason = str(reason)
+            return None
+        self._call = None if self._schedules or self._masters.of else self._native.step
+        return self._native
+
+    def _give_back(self) -> None:
+        """The optimizer's state is up to date, and the native engine gone: somebody else may go on."""
+        native, self._native, self._call = self._native, None, None
+        if native is not None:
+            native.write_state()
+            self._steps = native.step.steps
+
+    def _write_state(self) -> None:
+        if self._native is not None:
+            self._native.write_state()
+
+    def _hang_on_optimizer(self) -> None:
+        self.optimizer.register_state_dict_pre_hook(Handover(weakref.WeakMethod(self._write_state)))
+        self.optimizer.register_step_pre_hook(Handover(weakref.WeakMethod(self._give_back)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._give_back()
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hang_on_optimizer()
 
     @property
     def engine(self) -> str:
@@ -180,12 +275,12 @@ class TrainStep:
 
     def choice(self) -> tuple[str, str]:
         """The engine's name, and why it is not the native one."""
-        return self._autograd.name, "there is no other"
+        return ("native", "") if self._bind() is not None else (self._autograd.name, self._reason)
 
     @property
     def steps(self) -> int:
         """How many steps were taken; with the state it is saved and loaded."""
-        return self._steps
+        return self._steps if self._native is None else int(self._native.step.steps)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -195,7 +290,9 @@ class TrainStep:
     @property
     def grad_norm(self) -> float:
         """The norm of the last step's gradients before they were clipped; NaN without clip_grad_norm."""
-        return float("nan") if self._autograd.norm is None else float(self._autograd.norm)
+        if self._native is not None:
+            return float(self._native.step.norm)
+        return math.nan if self._autograd.norm is None else float(self._autograd.norm)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, which torch's optimizer of the same kind loads as it is; with the number of steps, and
@@ -210,6 +307,7 @@ class TrainStep:
 
         A run goes on with the same bits from the model's state, this and that of torch's random generator.
         """
+        self._give_back()
         self.optimizer.load_state_dict(state_dict)
         if "masters" in state_dict:
             self._masters.load(state_dict["masters"])
@@ -219,6 +317,8 @@ class TrainStep:
     def release(self) -> None:
         """Gives the memory of the workspaces back; the next step takes it again."""
         self._autograd.release()
+        if self._native is not None:
+            self._native.step.release()
 
     def explain(self, *inputs: Any) -> Explanation:
         """What `pyperc.explain(step, *inputs)` returns."""
