@@ -12,8 +12,11 @@
 
 #if defined(__CUDACC__)
 #define PYPERC_UNROLL _Pragma("unroll")
+#define PYPERC_NO_UNROLL _Pragma("unroll 1")  // where a second copy of the body would cost registers
 #elif defined(__clang__)
 #define PYPERC_UNROLL _Pragma("clang loop unroll(full)")
+#define PYPERC_NO_UNROLL
 #else
 #define PYPERC_UNROLL _Pragma("GCC unroll 64")
+#define PYPERC_NO_UNROLL
 #endif

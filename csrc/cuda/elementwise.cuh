@@ -10,6 +10,7 @@
 
 #include "elementwise.h"
 #include "launch.cuh"
+#include "sum_rows.cuh"
 #include "value.cuh"
 
 namespace pyperc::cuda {
@@ -213,25 +214,6 @@ differentiate_kernel(PYPERC_PARAMETER Differentiate<T> g, PYPERC_PARAMETER Tilin
   }
 }
 
-// y[j] = the sum over i of partial[i, j]: 32 columns a block, the rows shared by its warps.
-constexpr int SUM_THREADS = 1024;
-
-template <class T>
-PYPERC_KERNEL(SUM_THREADS, 1)
-sum_rows_kernel(const Wide<T>* partial, int64_t rows, int64_t columns, T* y) {
-  auto* shared = reinterpret_cast<Wide<T>*>(shared_memory());
-  const int64_t column = block() * WARP + lane();
-  Wide<T> sum = 0;
-  if (column < columns) {
-    for (int64_t i = warp(); i < rows; i += SUM_THREADS / WARP) sum += partial[i * columns + column];
-  }
-  shared[thread()] = sum;
-  sync();
-  if (warp() || column >= columns) return;
-  for (int w = 1; w < SUM_THREADS / WARP; ++w) sum += shared[w * WARP + lane()];
-  y[column] = narrow<T>(sum);
-}
-
 // Fewer rows a block where there are few, more where each block leaves a row of partial sums.
 template <class T>
 Tiling make_tiling(int64_t rows, int64_t columns, bool aligned, int64_t most_row_tiles) {
@@ -303,8 +285,7 @@ Status differentiate(const Differentiate<T>& g, Stream stream) {
 #undef X
   }
   if (status != SUCCESS || !g.db) return status;
-  const Grid sums{divide_up(g.columns, WARP), SUM_THREADS, SUM_THREADS * sizeof(Wide<T>)};
-  return launch(sum_rows_kernel<T>, sums, stream, static_cast<const Wide<T>*>(g.workspace), row_tiles, g.columns, g.db);
+  return sum_rows(static_cast<const Wide<T>*>(g.workspace), row_tiles, g.columns, g.db, stream);
 }
 
 #define PYPERC_ELEMENTWISE(T)                                   \

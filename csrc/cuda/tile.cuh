@@ -8,6 +8,9 @@
 
 namespace pyperc::cuda {
 
+// How much of `most` is left.
+PYPERC_DEVICE int limited(int64_t left, int most) { return left < most ? static_cast<int>(left) : most; }
+
 template <class T, int ROWS_, int COLUMNS_>
 struct Tile {
   static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_;
@@ -26,13 +29,13 @@ struct Tile {
   // Starts the copy of rows of `global`, ld elements apart, of which `rows` by `columns` exist (the others become
   // zero); they begin at multiples of 16 bytes. Shared by THREADS threads, numbered t.
   template <int THREADS>
-  PYPERC_DEVICE void copy(const T* global, int64_t ld, int64_t rows, int64_t columns, int t) const {
+  PYPERC_DEVICE void copy(const T* global, int64_t ld, int rows, int columns, int t) const {
     PYPERC_UNROLL
     for (int i = 0; i < divide_up(ROWS * PIECES, THREADS); ++i) {
       const int n = t + i * THREADS, row = n / PIECES, piece = n % PIECES;
       if (ROWS * PIECES % THREADS && n >= ROWS * PIECES) break;
-      const int64_t left = row < rows ? columns - piece * PIECE : 0;
-      const int valid = left >= PIECE ? PIECE : left > 0 ? static_cast<int>(left) : 0;
+      const int left = row < rows ? columns - piece * PIECE : 0;
+      const int valid = left >= PIECE ? PIECE : left > 0 ? left : 0;
       const T* from = valid ? global + row * ld + piece * PIECE : global;
       copy_async<16>(at(row, piece), from, valid * static_cast<int>(sizeof(T)));
     }

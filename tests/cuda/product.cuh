@@ -33,8 +33,10 @@ small_product_kernel(PYPERC_PARAMETER SmallProduct<T> g) {
   const int64_t steps = divide_up(g.k, BK);
   const auto copy = [&](int64_t k) {
     if (k < steps) {
-      tile_a(k).template copy<PRODUCT_THREADS>(g.a + m * g.lda + k * BK, g.lda, g.m - m, g.k - k * BK, thread());
-      tile_b(k).template copy<PRODUCT_THREADS>(g.b + n * g.ldb + k * BK, g.ldb, g.n - n, g.k - k * BK, thread());
+      tile_a(k).template copy<PRODUCT_THREADS>(g.a + m * g.lda + k * BK, g.lda, limited(g.m - m, BM),
+                                               limited(g.k - k * BK, BK), thread());
+      tile_b(k).template copy<PRODUCT_THREADS>(g.b + n * g.ldb + k * BK, g.ldb, limited(g.n - n, BN),
+                                               limited(g.k - k * BK, BK), thread());
     }
     copy_commit();  // an empty group where there is nothing left, so that the count of groups stays right
   };

@@ -1,0 +1,6 @@
+// The products of one dtype.
+#include "gemm.cuh"
+
+namespace pyperc::cuda {
+PYPERC_GEMM(double)
+}  // namespace pyperc::cuda
