@@ -8,28 +8,31 @@ import pytest
 from recording import record, replayed
 
 from pyperc.bench.cases import timed
+from pyperc.bench.measure import calls
 from pyperc.bench.tables import mlp
-from pyperc.compare import stepper
+from pyperc.step import TrainStep
+from pyperc.train import TorchStep
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
     from pyperc.bench.cases import Job, Network, Settings
+    from pyperc.bench.measure import Block
 
 NETWORKS = pytest.mark.parametrize("network", mlp.TRAINED, ids=lambda network: network.name)
 
 
 def step(network: Network) -> Job:
-    """Forward, backward and the step of SGD; the flops are those of forward and backward."""
-    x, dy = network.data()
-    return timed(
-        "step",
-        network.name,
-        "step",
-        network.cost("forward+backward"),
-        lambda: {name: stepper(model, x, dy) for name, model in network.models().items()},
-        facts=network.facts(),
-    )
+    """A step of SGD on the squared error, from the batch to the new weights; the flops are those of its products."""
+    x, y = network.data()
+
+    def blocks() -> dict[str, Block]:
+        models = network.models()
+        ours = TrainStep(models["pyperc"], "mse", lr=1e-9)
+        theirs = TorchStep(models["eager"], "mse", "sgd", lr=1e-9)
+        return {"pyperc": calls(lambda: ours(x, y)), "eager": calls(lambda: theirs(x, y))}
+
+    return timed("step", network.name, "step", network.cost("forward+backward"), blocks, facts=network.facts())
 
 
 @pytest.mark.benchmark(timer=replayed)

@@ -36,6 +36,7 @@ _check_torch()
 from pyperc import functional, nn  # noqa: E402
 from pyperc.activation import activations  # noqa: E402
 from pyperc.explain import explain  # noqa: E402
+from pyperc.fit import fit  # noqa: E402
 from pyperc.fuse import fuse, unfuse  # noqa: E402
 from pyperc.info import info  # noqa: E402
 from pyperc.nn import MLP, Linear  # noqa: E402
@@ -59,6 +60,7 @@ __all__ = [
     "activations",
     "decompositions",
     "explain",
+    "fit",
     "functional",
     "fuse",
     "info",

@@ -16,16 +16,21 @@ from torch import nn
 
 import pyperc
 from pyperc import _C, _tables, datasets
+from pyperc._progress import bar_of
 from pyperc.bench import command as bench
 from pyperc.bench.measure import quartiles
-from pyperc.compare import Timing, agreement, time_batch
+from pyperc.compare import Timing, agreement, fastest_form, time_batch
 from pyperc.experiments import command as experiment
 from pyperc.info import info, text
-from pyperc.train import Epoch, Trainer
+from pyperc.step import TrainStep
+from pyperc.train import Epoch, TorchStep, Trainer, targets
 
 Say: TypeAlias = Callable[..., None]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+LOSSES = [loss.name for loss in _C.losses()]
+RATES = {"sgd": 0.3, "adam": 1e-3, "adamw": 1e-3}
+"""The optimizers, and the step of each where none is given."""
 LABELS = {"pyperc": "pyperc", "torch": "plain torch"}
 
 
@@ -59,11 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--activation", default="relu", choices=names, metavar="NAME", help=f"{', '.join(names)} (%(default)s)")
     add("--epochs", type=_positive, default=20, metavar="N", help="passes over the data (%(default)s)")
     add("--batch-size", type=_positive, default=64, metavar="N", help="samples in a step (%(default)s)")
-    add("--lr", type=_step, default=0.3, metavar="X", help="the step (%(default)s)")
+    add("--loss", default="cross_entropy", choices=LOSSES, metavar="NAME", help=f"{', '.join(LOSSES)} (%(default)s)")
+    add("--optimizer", default="sgd", choices=RATES, help="(%(default)s)")
+    add("--lr", type=_step, metavar="X", help=f"the step ({', '.join(f'{o} {lr:g}' for o, lr in RATES.items())})")
+    add("--momentum", type=_step, metavar="X", help="of sgd (none)")
     add("--seed", type=_seed, default=0, metavar="N", help="of the weights and the shuffling (%(default)s)")
     add("--dtype", default="float32", choices=DTYPES, help="of weights and samples (%(default)s)")
     add("--threads", type=_positive, metavar="N", help="that torch may use (its own choice)")
-    add("--compare", choices=["torch"], help="train the same network with plain torch beside it, and time both")
+    add("--compare", choices=["torch"], help="train the same network with torch's own loop beside it, and time both")
     add("--save", type=_writable, metavar="FILE", help="write the trained weights, for torch.load")
     add("--plot", type=_writable, metavar="FILE", help="draw the curves, as a PNG for example")
     add("--json", action="store_true", help="print the figures for a program; all else goes to stderr")
@@ -113,7 +121,10 @@ def _info(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     dtype = DTYPES[options.dtype]
+    options.lr = options.lr or RATES[options.optimizer]
     try:
+        if options.momentum and options.optimizer != "sgd":
+            raise ValueError(f"argument --momentum: is sgd's, {options.optimizer} has none")
         if options.plot:
             _check_plot(options.plot)
         data = datasets.load(options.data)
@@ -132,6 +143,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.compare:
         networks["torch"] = pyperc.unfuse(copy.deepcopy(model))
     untrained = copy.deepcopy(networks)
+    form = _fastest_form(untrained["torch"], data, options) if options.compare else "plain"
 
     shape = "-".join(map(str, sizes))
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -139,16 +151,22 @@ def _train(options: argparse.Namespace) -> int:
     say(f"{options.data}: {len(data.y_train):,} samples to train, {len(data.y_test):,} to test, standardised")
     say(f"network {shape}, {options.activation}, {count:,} parameters")
     epochs = _plural(options.epochs, "epoch")
-    say(f"{epochs} in batches of {options.batch_size}, lr {options.lr:g}, seed {options.seed}\n")
+    rule = f"{options.optimizer}, lr {options.lr:g}" + f", momentum {options.momentum}" * bool(options.momentum)
+    say(f"{epochs} in batches of {options.batch_size}, {options.loss}, {rule}, seed {options.seed}")
+    if options.compare:
+        say(f"plain torch with the {form} form of its optimizer, the fastest here")
+    say("")
+    steps = {name: _step_of(name, network, options, form) for name, network in networks.items()}
+    warm = {name: _step_of(name, network, options, form) for name, network in copy.deepcopy(untrained).items()}
     try:
-        curves = _run(networks, data, options, say)
+        curves = _run(steps, warm, data, options, say)
     except FloatingPointError as error:
         print(f"python -m pyperc train: {error}", file=sys.stderr)
         return 1
 
     accuracy = {name: 1 - curve[-1].test_error for name, curve in curves.items()}
     say("\n" + "\n".join(f"test accuracy of {LABELS[name]}: {value:.2%}" for name, value in accuracy.items()))
-    named = ("data", "activation", "dtype", "epochs", "batch_size", "lr", "seed")
+    named = ("data", "activation", "dtype", "epochs", "batch_size", "loss", "optimizer", "lr", "momentum", "seed")
     figures: dict[str, Any] = {
         "pyperc": pyperc.__version__,
         "torch": torch.__version__,
@@ -160,7 +178,8 @@ def _train(options: argparse.Namespace) -> int:
         "curve": {name: [point._asdict() for point in curve] for name, curve in curves.items()},
     }
     if options.compare:
-        figures |= _compare(curves, networks, untrained, data, options.batch_size, say)
+        steps = {name: _step_of(name, network, options, form) for name, network in untrained.items()}
+        figures |= {"torch_form": form, **_compare(curves, networks, steps, data, options, say)}
     if options.save:
         saved = {"sizes": sizes, "activation": options.activation, "mean": mean, "std": std}
         torch.save({**saved, "state_dict": model.state_dict()}, options.save)
@@ -202,21 +221,40 @@ def _check_plot(path: Path) -> None:
         raise ValueError(f"argument --plot: the file must end in one of {', '.join(known)}, got {path.name!r}")
 
 
+def _step_of(name: str, network: nn.Module, options: argparse.Namespace, form: str) -> Any:
+    """A TrainStep of the network, or for plain torch a TorchStep with this form of its optimizer."""
+    settings = {"lr": options.lr, **({"momentum": options.momentum} if options.momentum else {})}
+    if name == "torch":
+        return TorchStep(network, options.loss, options.optimizer, form=form, **settings)
+    return TrainStep(network, options.loss, options.optimizer, **settings)
+
+
+def _fastest_form(plain: nn.Module, data: datasets.Dataset, options: argparse.Namespace) -> str:
+    x, labels = data.x_train[: options.batch_size], data.y_train[: options.batch_size]
+    y = targets(labels, data.classes, options.loss, x.dtype)
+    return fastest_form(lambda form: _step_of("torch", copy.deepcopy(plain), options, form), x, y)
+
+
 def _run(
-    networks: dict[str, nn.Module], data: datasets.Dataset, options: argparse.Namespace, say: Say
+    steps: dict[str, Any],
+    warm: dict[str, Any],
+    data: datasets.Dataset,
+    options: argparse.Namespace,
+    say: Say,
 ) -> dict[str, list[Epoch]]:
     """Trains every network epoch by epoch, in turns, and prints a row for each epoch."""
-    settings = {"batch_size": options.batch_size, "lr": options.lr, "seed": options.seed}
-    trainers = {name: Trainer(network, data, **settings) for name, network in networks.items()}
+    settings = {"batch_size": options.batch_size, "seed": options.seed}
+    trainers = {name: Trainer(step, data, **settings) for name, step in steps.items()}
     curves: dict[str, list[Epoch]] = {name: [] for name in trainers}
 
     # A step of a copy, so that threads are started and memory is mapped before the first epoch is timed.
     few = data._replace(x_train=data.x_train[: options.batch_size], y_train=data.y_train[: options.batch_size])
-    for network in networks.values():
-        Trainer(copy.deepcopy(network), few, **settings).epoch()
+    for step in warm.values():
+        Trainer(step, few, **settings).epoch()
 
-    say(_tables.header("torch" in networks))
-    bar = _bar(options, options.epochs * sum(trainer.batches for trainer in trainers.values()))
+    say(_tables.header("torch" in steps))
+    total = options.epochs * sum(trainer.batches for trainer in trainers.values())
+    bar = None if options.no_progress else bar_of(total)
     try:
         for epoch in range(options.epochs):
             # Every other epoch begins with the other network, so that neither always has the warmer cache.
@@ -231,23 +269,12 @@ def _run(
     return curves
 
 
-def _bar(options: argparse.Namespace, batches: int) -> Any:
-    """A progress bar over the batches, or None where nobody sees it or tqdm is not installed."""
-    if options.no_progress or not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=batches, unit="batch", leave=False, file=sys.stderr)
-
-
 def _compare(
     curves: dict[str, list[Epoch]],
     networks: dict[str, nn.Module],
-    untrained: dict[str, nn.Module],
+    steps: dict[str, Any],
     data: datasets.Dataset,
-    batch_size: int,
+    options: argparse.Namespace,
     say: Say,
 ) -> dict[str, Any]:
     """Prints how both trainings agree and the ratios of their times; returns the same figures."""
@@ -256,9 +283,9 @@ def _compare(
     say(f"{_tables.verdict(agreed)}\n")
 
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(batch_size, data.features, generator=generator, dtype=data.x_train.dtype)
-    dy = torch.randn(batch_size, data.classes, generator=generator, dtype=x.dtype) / batch_size
-    timings = time_batch(untrained["pyperc"], untrained["torch"], x, dy)
+    x = torch.rand(options.batch_size, data.features, generator=generator, dtype=data.x_train.dtype)
+    labels = torch.randint(data.classes, (options.batch_size,), generator=generator)
+    timings = time_batch(steps["pyperc"], steps["torch"], x, targets(labels, data.classes, options.loss, x.dtype))
     ours, theirs = ([len(data.y_train) / point.samples_per_second for point in curve] for curve in curves.values())
     ratio = quartiles([b / a for a, b in zip(ours, theirs, strict=True)])
     timings["epoch"] = Timing(quartiles(ours).median, quartiles(theirs).median, ratio)
@@ -266,7 +293,7 @@ def _compare(
         "pyperc": timings["backward"].ours / timings["forward"].ours,
         "torch": timings["backward"].theirs / timings["forward"].theirs,
     }
-    say(_tables.times(timings, over, batch_size))
+    say(_tables.times(timings, over, options.batch_size))
     return {
         "agreement": agreed._asdict(),
         "seconds": {

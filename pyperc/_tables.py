@@ -36,7 +36,7 @@ def verdict(agreed: Agreement) -> str:
 
 def times(timings: Mapping[str, Timing], over: Mapping[str, float], batch_size: int) -> str:
     """The timings of `time_batch`, of an epoch, and the ratio of backward to forward."""
-    labels = {"total": "the three together", "epoch": "an epoch of training"}
+    labels = {"step": "a step of training", "epoch": "an epoch of training"}
     lines = [
         f"{f'a random batch of {batch_size}':24}  {'pyperc':>10}  {'plain torch':>11}  plain torch / pyperc (quartiles)"
     ]

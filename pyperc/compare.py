@@ -1,16 +1,18 @@
 """Two networks side by side: whether their training agrees, and the ratio of their times."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pyperc.bench.measure import Block, Pace, Quartiles, interleaved
-from pyperc.train import Epoch
+from pyperc.bench.measure import Block, Pace, Quartiles, calls, interleaved
+from pyperc.step import TrainStep
+from pyperc.train import Epoch, TorchStep
 
-__all__ = ["Agreement", "Timing", "agreement", "stepper", "time_batch"]
+__all__ = ["Agreement", "Timing", "agreement", "autograd", "fastest_form", "time_batch"]
 
 
 class Agreement(NamedTuple):
@@ -66,50 +68,61 @@ class Timing(NamedTuple):
 
 
 def time_batch(
-    ours: nn.Module, theirs: nn.Module, x: Tensor, dy: Tensor, *, seconds: float = 2.0, warm_up: float = 0.5
+    ours: TrainStep, theirs: TorchStep, x: Tensor, y: Tensor, *, seconds: float = 2.0, warm_up: float = 0.5
 ) -> dict[str, Timing]:
-    """Times forward, backward and the gradient step of two networks on the same batch, in turns.
-
-    The networks are trained in place, with a step so small that the numbers stay what they were.
+    """Times a batch in two ways, in turns: forward and backward of both networks, and a whole step of training.
 
     Args:
-        x: the input, [batch, features].
-        dy: the gradient with respect to the output, [batch, classes].
+        ours, theirs: their networks are trained in place, with lr set to so little that the numbers stay.
+        x, y: the input, [batch, features], and the targets.
         seconds: of measuring, about; more where something else takes the processor.
         warm_up: seconds before.
 
     Returns:
-        The timings of `forward`, `backward`, `step` and `total`, their sum.
+        The timings of `forward`, `backward`, and `step`, from the batch to the new weights.
     """
-    pace = Pace(seconds / 2, warm_up, block=0.005, probe=0.001, fewest=8, patience=2.0)
-    measured = interleaved({"ours": stepper(ours, x, dy), "theirs": stepper(theirs, x, dy)}, pace)
-    a, b = measured.samples["ours"], measured.samples["theirs"]
-    timings = {
-        name: Timing(a.part(part), b.part(part), measured.ratios("theirs", "ours", part))
-        for part, name in enumerate(("forward", "backward", "step"))
-    }
-    return {**timings, "total": Timing(a.median, b.median, measured.ratios("theirs", "ours"))}
+    pace = Pace(seconds / 4, warm_up, block=0.005, probe=0.001, fewest=8, patience=2.0)
+    dy = torch.randn_like(ours.model(x)) / len(x)
+    passes = interleaved({name: autograd(step.model, x, dy) for name, step in _named(ours, theirs).items()}, pace)
+    for step in (ours, theirs):
+        for group in step.optimizer.param_groups:
+            group["lr"] = 1e-9
+    steps = interleaved({name: calls(partial(step, x, y)) for name, step in _named(ours, theirs).items()}, pace)
+    timings = {}
+    for name, measured, part in (("forward", passes, 0), ("backward", passes, 1), ("step", steps, 0)):
+        times = (measured.samples["ours"].part(part), measured.samples["theirs"].part(part))
+        timings[name] = Timing(*times, measured.ratios("theirs", "ours", part))
+    return timings
 
 
-def stepper(network: nn.Module, x: Tensor, dy: Tensor) -> Block:
-    """Blocks of training steps on one batch, whose parts are forward, backward and the step."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-9)
+def fastest_form(make: Callable[[str], TorchStep], x: Tensor, y: Tensor, seconds: float = 0.6) -> str:
+    """The form of torch's optimizer that takes the step on this batch in the least time."""
+    pace = Pace(seconds / 3, 0.1, block=0.005, probe=0.001, fewest=5, patience=2.0)
+    steps = {form: make(form) for form in TorchStep.FORMS}
+    measured = interleaved({form: calls(partial(step, x, y)) for form, step in steps.items()}, pace)
+    return min(steps, key=lambda form: measured.samples[form].median)
+
+
+def _named(ours: TrainStep, theirs: TorchStep) -> dict[str, TrainStep | TorchStep]:
+    return {"ours": ours, "theirs": theirs}
+
+
+def autograd(network: nn.Module, x: Tensor, dy: Tensor) -> Block:
+    """Blocks of forward and backward on one batch, which are its two parts."""
     clock = time.perf_counter
+    parameters = [*network.parameters()]
 
-    def block(repeats: int) -> tuple[float, float, float]:
-        forward = backward = step = 0.0
+    def block(repeats: int) -> tuple[float, float]:
+        forward = backward = 0.0
         for _ in range(repeats):
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             start = clock()
             y = network(x)
             after_forward = clock()
             torch.autograd.backward(y, dy)
-            after_backward = clock()
-            optimizer.step()
-            end = clock()
+            backward += clock() - after_forward
             forward += after_forward - start
-            backward += after_backward - after_forward
-            step += end - after_backward
-        return forward, backward, step
+        return forward, backward
 
     return block

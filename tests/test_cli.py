@@ -69,7 +69,8 @@ def test_train_compares_with_plain_torch(capsys):
     assert main([*SHORT, "--compare", "torch"]) == 0
     printed = capsys.readouterr().out
     assert "same curve as plain torch" in printed
-    for name in ("forward", "backward", "step", "the three together", "an epoch of training"):
+    assert re.search(r"plain torch with the (plain|foreach|fused) form of its optimizer", printed)
+    for name in ("forward", "backward", "a step of training", "an epoch of training"):
         assert re.search(rf"^{name} .* [um]s +[\d.]+ [um]s +[\d.]+  \([\d.]+ to [\d.]+\)$", printed, re.MULTILINE)
     assert re.search(r"^backward / forward +[\d.]+ +[\d.]+$", printed, re.MULTILINE)
 
@@ -92,6 +93,23 @@ def test_train_for_a_program_prints_json_alone(capsys):
     assert figures["seconds"]["forward"]["ratio"]["median"] > 0
     assert figures["test_accuracy"].keys() == figures["backward_over_forward"].keys() == {"pyperc", "torch"}
     assert "epoch" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--optimizer", "adam"], "cross_entropy, adam, lr 0.001"),
+        (["--optimizer", "sgd", "--momentum", "0.9", "--lr", "0.05"], "cross_entropy, sgd, lr 0.05, momentum 0.9"),
+        (["--loss", "mse", "--optimizer", "adamw", "--lr", "0.01"], "mse, adamw, lr 0.01"),
+        (["--loss", "hinge"], "hinge, sgd, lr 0.3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_by_other_losses_and_optimizers(capsys, arguments, said):
+    assert main([*SHORT, *arguments, "--compare", "torch"]) == 0
+    printed = capsys.readouterr().out
+    assert f"batches of 64, {said}, seed 0" in printed
+    assert "same curve as plain torch" in printed
 
 
 def test_train_saves_weights_that_load_safely(tmp_path, capsys):
@@ -137,6 +155,9 @@ def test_train_reads_mnist_and_takes_its_sizes(tmp_path, capsys):
         (["train", "--lr", "-0.1"], "argument --lr: must be a finite positive number, got '-0.1'"),
         (["train", "--lr", "nan"], "argument --lr: must be a finite positive number, got 'nan'"),
         (["train", "--lr", "fast"], "argument --lr: must be a finite positive number, got 'fast'"),
+        (["train", "--loss", "absolute"], "argument --loss: invalid choice: 'absolute'"),
+        (["train", "--optimizer", "lbfgs"], "argument --optimizer: invalid choice: 'lbfgs'"),
+        (["train", "--optimizer", "adam", "--momentum", "0.9"], "argument --momentum: is sgd's, adam has none"),
         (["train", "--seed", "-1"], "argument --seed: must be a whole number in [0, 2**63), got '-1'"),
         (["train", "--activation", "step"], "argument --activation: invalid choice: 'step'"),
         (["train", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),

@@ -11,9 +11,9 @@ from torch import nn
 import pyperc
 from pyperc import _plot, _tables
 from pyperc.bench.measure import Quartiles, quartiles
-from pyperc.compare import Agreement, Timing, agreement, time_batch
+from pyperc.compare import Agreement, Timing, agreement, fastest_form, time_batch
 from pyperc.datasets import Dataset, digits
-from pyperc.train import Epoch, Trainer, error_rate, train
+from pyperc.train import Epoch, TorchStep, Trainer, error_rate, targets, train
 
 
 def some_data(dtype=torch.float32):
@@ -66,10 +66,10 @@ def test_epochs_are_told_as_they_come():
 
 
 def test_batches_are_counted_and_told():
-    trainer = Trainer(network(), some_data(), batch_size=16)
+    trainer = Trainer(pyperc.TrainStep(network(), lr=0.1), some_data(), batch_size=16)
     told = []
-    trainer.epoch(lambda: told.append(1))
-    assert trainer.batches == len(told) == 4
+    trainer.epoch(told.append)
+    assert trainer.batches == sum(told) == 4
 
 
 def test_a_batch_may_hold_more_than_there_is():
@@ -116,13 +116,16 @@ def test_digits_are_learnt():
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-12)], ids=["float32", "float64"]
 )
-def test_the_curve_is_that_of_plain_torch(dtype, bound, activation):
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.3), ("adam", 1e-3)], ids=["sgd", "adam"])
+def test_the_curve_is_that_of_plain_torch(dtype, bound, activation, optimizer, lr):
     torch.manual_seed(0)
     model = pyperc.MLP([64, 32, 32, 10], activation=activation, dtype=dtype)
     plain = pyperc.unfuse(copy.deepcopy(model))
     assert type(plain) is nn.Sequential
     data = digits().to(dtype)
-    curves = [train(each, data, epochs=3, lr=0.3) for each in (model, plain)]
+    steps = [pyperc.TrainStep(model, optimizer=optimizer, lr=lr), TorchStep(plain, "cross_entropy", optimizer, lr=lr)]
+    trainers = [Trainer(step, data) for step in steps]
+    curves = [[trainer.epoch() for _ in range(3)] for trainer in trainers]
     agreed = agreement(*curves, model.state_dict(), plain.state_dict())
     assert agreed.same
     assert agreed.loss < bound
@@ -181,11 +184,35 @@ def test_time_batch_measures_the_slower_network_as_slower():
                 x = layer(x)
             return x
 
-    timings = time_batch(nn.Linear(5, 5), Slow(), torch.rand(4, 5), torch.rand(4, 5), seconds=0.05, warm_up=0.05)
-    assert [*timings] == ["forward", "backward", "step", "total"]
+    y = torch.randint(5, (4,))
+    steps = pyperc.TrainStep(nn.Linear(5, 5)), TorchStep(Slow(), "cross_entropy", "sgd")
+    timings = time_batch(*steps, torch.rand(4, 5), y, seconds=0.05, warm_up=0.05)
+    assert [*timings] == ["forward", "backward", "step"]
     assert timings["forward"].ratio.median > 2
-    assert timings["total"].ratio.lower > 1
-    assert timings["total"].theirs > timings["total"].ours > 0
+    assert timings["step"].ratio.lower > 1
+    assert timings["step"].theirs > timings["step"].ours > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_the_forms_of_torchs_optimizers_take_the_same_steps(optimizer):
+    data, weights = some_data(torch.float64), []
+    for form in TorchStep.FORMS:
+        step = TorchStep(pyperc.unfuse(network(torch.float64)), "mse", optimizer, form=form, lr=0.01)
+        Trainer(step, data, batch_size=16).epoch()
+        weights.append(step.model[0].weight)
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-12, atol=1e-12)
+    x, y = data.x_train[:16], targets(data.y_train[:16], 3, "mse", torch.float64)
+    form = fastest_form(lambda form: TorchStep(nn.Linear(5, 3).double(), "mse", optimizer, form=form), x, y, 0.05)
+    assert form in TorchStep.FORMS
+
+
+@pytest.mark.parametrize("loss", ["mse", "logistic", "hinge", "squared_hinge"])
+def test_a_loss_of_single_scores_sets_each_class_against_the_rest(loss):
+    torch.manual_seed(0)
+    curve = train(pyperc.MLP([5, 16, 3]), some_data(), epochs=20, batch_size=16, lr=0.1, loss=loss)
+    assert curve[-1].loss < curve[0].loss
+    assert curve[-1].train_error < 0.2
 
 
 @pytest.mark.parametrize(
