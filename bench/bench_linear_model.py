@@ -14,97 +14,23 @@ samples, by torch on the same threads. An epoch reads the samples once too, one 
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+from turns import Contenders, Elsewhere, in_turns, over, samples
 
-from pyperc import _C, datasets
-
-Contenders = dict[str, Callable[[], object]]
+from pyperc import _C
 
 FITS = {
     "LogisticRegression": "LogisticRegression(max_iter=1000)",
     "LinearSVC": "LinearSVC(dual=False)",
     "LinearDiscriminantAnalysis": "LinearDiscriminantAnalysis()",
 }
-
-# Answers each line on its input with one once it has run what its first argument says.
-WORKER = """
-import sys, time, warnings
-import numpy as np
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression, Perceptron
-from sklearn.svm import LinearSVC
-warnings.simplefilter("ignore")
-data = np.load(sys.argv[2])
-x, y = data["x"], data["y"]
-print("ready", flush=True)
-for _ in sys.stdin:
-    start = time.perf_counter()
-    eval(sys.argv[1]).fit(x, y)
-    print(time.perf_counter() - start, flush=True)
-"""
-
-
-class Elsewhere:
-    """A fit of scikit-learn in a process of its own; called, it runs once."""
-
-    def __init__(self, estimator: str, x: Tensor, y: Tensor) -> None:
-        with tempfile.NamedTemporaryFile(suffix=".npz", delete=False) as file:
-            np.savez(file, x=x.numpy(), y=y.numpy())
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, estimator, file.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.answer()
-        Path(file.name).unlink()
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("scikit-learn's process has ended")
-        return line
-
-    def __call__(self) -> float:
-        """The seconds that it took."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return float(self.answer())
-
-    def __del__(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@lru_cache
-def samples() -> tuple[Tensor, Tensor, str]:
-    """x [60000, 784], the digits y, and what it is: MNIST or a stand-in of which a fifth is not zero."""
-    if folder := os.environ.get("PYPERC_MNIST"):
-        data = datasets.mnist(folder)
-        return data.x_train, data.y_train, "MNIST"
-    torch.manual_seed(0)
-    y = torch.randint(10, (60000,))
-    prototypes = torch.rand(10, 784) * (torch.rand(10, 784) < 0.2)
-    x = (prototypes[y] + 0.3 * torch.randn(60000, 784)).clamp_(0, 1) * (prototypes[y] > 0)
-    return x, y, "random"
 
 
 def lecture_epoch(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -180,17 +106,6 @@ def products() -> tuple[float, float]:
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def in_turns(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            own = run()
-            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
-    return seconds
-
-
 CASES: dict[str, tuple[str, Callable[[], Contenders], int]] = {
     "epoch": ("perceptron, 0 against 1, epoch", epoch_contenders, 1),
     "gradient": ("logistic regression, gradient", gradient_contenders, 1),
@@ -219,13 +134,10 @@ def main() -> None:
         title, contenders, slowness = CASES[case]
         seconds_of = in_turns(contenders(), max(1, arguments.rounds // slowness))
 
-        def over(other: str, form: str, seconds_of: dict[str, list[float]] = seconds_of) -> str:
-            if other not in seconds_of:
-                return ""
-            pairs = zip(seconds_of[other], seconds_of["pyperc"], strict=True)
-            return format(statistics.median(a / b for a, b in pairs), form)
+        def cell(other: str, form: str, seconds_of: dict[str, list[float]] = seconds_of) -> str:
+            return format(over(seconds_of, other), form) if other in seconds_of else ""
 
-        cells = [over("torch", ".1f"), over("sklearn", ".1f"), over("read", ".0%")]
+        cells = [cell("torch", ".1f"), cell("sklearn", ".1f"), cell("read", ".0%")]
         print(
             f"| {title} | {statistics.median(seconds_of['pyperc']) * 1e3:.2f} ms |", " | ".join(cells), "|", flush=True
         )

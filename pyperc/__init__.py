@@ -43,14 +43,21 @@ from pyperc.nn import MLP, Linear  # noqa: E402
 from pyperc.operators import decompositions  # noqa: E402
 from pyperc.step import TrainStep  # noqa: E402
 
-_NEED_SCIKIT_LEARN = ("features", "linear_model")
+_NEED_SCIKIT_LEARN = {
+    "features": "features",
+    "linear_model": "linear_model",
+    "neural_network": "neural_network",
+    "MLPClassifier": "neural_network",
+    "MLPRegressor": "neural_network",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`pyperc.linear_model` and `pyperc.features` without an import of their own: they need an extra."""
-    if name in _NEED_SCIKIT_LEARN:
-        return importlib.import_module(f"pyperc.{name}")
-    raise AttributeError(f"module 'pyperc' has no attribute {name!r}")
+    """What needs an extra, imported when it is first asked for: `pyperc.linear_model`, `pyperc.MLPClassifier`, ..."""
+    if name not in _NEED_SCIKIT_LEARN:
+        raise AttributeError(f"module 'pyperc' has no attribute {name!r}")
+    module = importlib.import_module(f"pyperc.{_NEED_SCIKIT_LEARN[name]}")
+    return module if name == _NEED_SCIKIT_LEARN[name] else getattr(module, name)
 
 
 __all__ = [

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
-from pyperc._sklearn import check_tensor, like, tensor_of
-
-NATIVE = (torch.float32, torch.float64)
+from pyperc._estimators import TensorEstimator, numpy_of
+from pyperc._sklearn import like, tensor_of
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Samples:
         return self.codes.to(self.x.dtype).mul_(2).sub_(1)
 
 
-class LinearClassifier(ClassifierMixin, BaseEstimator):
+class LinearClassifier(ClassifierMixin, TensorEstimator):
     """s = x coef_^T + intercept_; the class with the highest score, or for two classes the sign: the lecture's sigma.
 
     A score of 0 belongs to the second class.
@@ -51,7 +50,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     coef_: Any
     intercept_: Any
     classes_: Any
-    n_features_in_: int
 
     def _samples(self, X: Any, y: Any, classes: Any = None, reset: bool = True) -> Samples:
         """X and y checked; `classes` gives the classes where y may lack some."""
@@ -97,26 +95,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return Samples(checked, codes, unique, X)
 
     def _tensor(self, X: Tensor, reset: bool) -> Tensor:
-        """X checked, on the CPU, in a dtype that the passes have."""
-        name = type(self).__name__
-        x = check_tensor(X, name)
-        if reset:
-            self.n_features_in_ = x.shape[1]
-        elif x.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {x.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
-            )
-        x = x.cpu()
-        if x.dtype not in NATIVE:
-            x = x.float()
-        return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-    def _input(self, X: Any) -> Tensor:
-        """The samples of a prediction."""
-        check_is_fitted(self)
-        if isinstance(X, Tensor):
-            return self._tensor(X, reset=False)
-        return tensor_of(validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False))
+        return super()._tensor(X, reset).cpu()
 
     def _weights(self, samples: Samples, sample_weight: Any, class_weight: Any = None) -> Tensor | None:
         """The weight of each row, or None where all are 1."""
@@ -188,12 +167,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of the rows of X whose class is y's."""
-        weight = None if sample_weight is None else _numpy(sample_weight)
-        return float(accuracy_score(_numpy(y), _numpy(self.predict(X)), sample_weight=weight))
-
-
-def _numpy(array: Any) -> Any:
-    return array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+        weight = None if sample_weight is None else numpy_of(sample_weight)
+        return float(accuracy_score(numpy_of(y), numpy_of(self.predict(X)), sample_weight=weight))
 
 
 def check_positive(name: str, **values: Any) -> None:
