@@ -23,6 +23,7 @@ ActivationLike: TypeAlias = str | tuple[str, Mapping[str, float]] | Resolved | n
 _DEFAULTS: dict[str, dict[str, float]] = {
     info.name: dict(zip(info.parameters, info.defaults, strict=True)) for info in _C.activations()
 }
+_BY_NAME: dict[str, Resolved] = {name: (name, tuple(values.values())) for name, values in _DEFAULTS.items()}
 # Two activations share the class nn.GELU, which tells them apart by an attribute.
 _ATTRIBUTES: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
     "gelu": (nn.GELU, {"approximate": "none"}),
@@ -140,6 +141,8 @@ def resolve(activation: ActivationLike) -> Resolved:
     >>> resolve("elu"), resolve(("elu", {"alpha": 0.5})), resolve(nn.GELU(approximate="tanh"))
     (('elu', (1.0,)), ('elu', (0.5,)), ('gelu_tanh', ()))
     """
+    if (known := _as_is(activation)) is not None:
+        return known
     if isinstance(activation, nn.Module):
         resolved = of_module(activation)
         if resolved is None:
@@ -165,6 +168,18 @@ def resolve(activation: ActivationLike) -> Resolved:
         if not isinstance(value, int | float):
             raise TypeError(f"activation: {parameter} of {name} must be a number, got {type(value).__name__}")
     return name, tuple(float(given.get(parameter, default)) for parameter, default in defaults.items())
+
+
+def _as_is(activation: Any) -> Resolved | None:
+    """The two usual ways to write one, of which there is nothing to ask: every call of a layer comes by here."""
+    if type(activation) is str:
+        return _BY_NAME.get(activation)
+    if type(activation) is tuple and len(activation) == 2 and type(activation[1]) is tuple:
+        name, values = activation
+        expected = _BY_NAME.get(name) if type(name) is str else None
+        if expected is not None and list(map(type, values)) == [float] * len(expected[1]):
+            return name, values
+    return None
 
 
 def module(activation: ActivationLike) -> nn.Module:

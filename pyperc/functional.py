@@ -214,7 +214,7 @@ def call(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], layers: 
     operators: a direct call would be a hole in what they see. jit.trace cannot record a list of optional tensors, so
     it is given the layers, and so is torch.onnx.export.
     """
-    if torch.onnx.is_in_onnx_export() and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
         return by_layers(x, weights, biases, layers)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         output: Tensor = torch.ops.pyperc.mlp.default(x, weights, biases, *_as_schema(layers))
