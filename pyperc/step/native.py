@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pyperc.step.autograd import Autograd
 
 STATES = {info.name: tuple(info.states) for info in _C.optimizers()}
+# What load_state_dict puts others in the place of.
+_REPLACED = ("state", "param_groups")
 _KINDS: dict[type[Optimizer], str] = {SGD: "sgd", Adam: "adam", AdamW: "adamw"}
 
 
@@ -89,7 +91,7 @@ class Native:
                 max_norm=math.inf if other.clip_grad_norm is None else other.clip_grad_norm,
                 on_nan="raise" if other.raises else "ignore",
                 masters=masters if any(master is not None for master in masters) else None,
-                watched=(*network.watched, *_watched(optimizer)),
+                watched=(*network.watched, *((vars(optimizer), name, getattr(optimizer, name)) for name in _REPLACED)),
                 sizes=(*network.sizes, *_sizes(optimizer)),
             )
             if not other.model.plain:
@@ -159,15 +161,6 @@ def _hooks(optimizer: Optimizer) -> tuple[dict[int, Any], ...]:
 def _sizes(optimizer: Optimizer) -> list[tuple[Any, int]]:
     """An emptied state is begun anew."""
     return [(entries, len(entries)) for entries in (*_hooks(optimizer), optimizer.param_groups, optimizer.state)]
-
-
-def _watched(optimizer: Optimizer) -> list[tuple[dict[str, Any], str, Any]]:
-    """The dictionaries, which load_state_dict replaces, and the settings that decide whether a state is needed."""
-    watched = [(vars(optimizer), name, getattr(optimizer, name)) for name in ("state", "param_groups")]
-    for group in optimizer.param_groups:
-        watched += [(group, "amsgrad", group["amsgrad"])] if "amsgrad" in group else []
-        watched += [(group, "momentum", group["momentum"])] if group.get("momentum") == 0 else []
-    return watched
 
 
 def _per_feature(value: float | Tensor, linear: nn.Linear) -> float | Tensor:
