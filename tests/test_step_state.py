@@ -454,6 +454,20 @@ def test_inputs_that_are_no_tensor() -> None:
     same_parameters(step, loop)
 
 
+class Image(Tensor):
+    """As torchvision's, for example."""
+
+
+@pytest.mark.parametrize("given", [lambda x: x.as_subclass(Image), Tensor.to_sparse], ids=["a subclass", "sparse"])
+def test_tensors_that_torch_takes(given: Callable[[Tensor], Tensor]) -> None:
+    model = network()
+    loop, step = Loop(model, lr=0.1), pyperc.TrainStep(model, lr=0.1)
+    for x, y in batches():
+        same(torch.as_tensor(step(given(x), y)).as_subclass(Tensor), loop(x, y))
+        same(step(x, y), loop(x, y))
+    same_parameters(step, loop)
+
+
 def test_release_is_followed_by_the_next_step(engine: str) -> None:
     model = network()
     loop = Loop(model, "adam")

@@ -143,10 +143,11 @@ class TrainStep:
                 if loss is not None:
                     return loss
         self._prepare()
-        loss = self._natively(lambda native: native.step(x, y, weight))
-        if loss is not None:
-            self._masters.written()
-            return loss
+        loss = self._by_either(lambda native: native.step(x, y, weight), lambda: self._by_autograd(x, y, weight))
+        self._masters.written()
+        return loss
+
+    def _by_autograd(self, x: Any, y: Any, weight: Tensor | None) -> Tensor:
         loss = self._autograd.step(x, y, weight, self._steps)
         self._steps += 1
         return loss
@@ -157,8 +158,9 @@ class TrainStep:
         Neither clipping nor weight decay is in them, and they are not negated by `maximize`.
         """
         self._prepare()
-        found = self._natively(lambda native: native.gradients(x, y, weight))
-        loss, gradients = found or self._autograd.gradients(x, y, weight)
+        loss, gradients = self._by_either(
+            lambda native: native.gradients(x, y, weight), lambda: self._autograd.gradients(x, y, weight)
+        )
         return loss, {name: gradients[p] for name, p in self.model.named_parameters() if p in gradients}
 
     def epoch(
@@ -178,28 +180,29 @@ class TrainStep:
         for the rows as they lie. losses[b], float64, is written for each; its length is the number of batches. No batch
         begins when `seconds` are over, the first apart; `batches` is the next one even where an exception came between.
         """
-        end, self.batches = time.perf_counter() + seconds, begin
         self._prepare()
+        self.batches, end = begin, time.perf_counter() + seconds
         rates = self._rates(begin, len(losses)) if self._schedules else None
-        if self._natively(
-            lambda native: self._epoch(native, x, y, order, batch_size, losses, begin, seconds, weight, rates)
-        ):
-            return self.batches
-        while self.batches < len(losses):
-            span = slice(self.batches * batch_size, (self.batches + 1) * batch_size)
-            rows = span if order is None else order[span]
-            losses[self.batches] = self(x[rows], y[rows], None if weight is None else weight[rows])
-            self.batches += 1
-            if time.perf_counter() > end:
-                break
-        return self.batches
 
-    def _epoch(self, native: Native, *arguments: Any) -> bool | None:
-        try:
-            return True if native.step.epoch(*arguments) >= 0 else None
-        finally:
-            self.batches = native.step.batches
-            self._masters.written()
+        def natively(native: Native) -> bool | None:
+            try:
+                return native.step.epoch(x, y, order, batch_size, losses, begin, seconds, weight, rates) >= 0 or None
+            finally:
+                self.batches = native.step.batches
+                self._masters.written()
+
+        def batch_by_batch() -> bool:
+            while self.batches < len(losses):
+                span = slice(self.batches * batch_size, (self.batches + 1) * batch_size)
+                rows = span if order is None else order[span]
+                losses[self.batches] = self(x[rows], y[rows], None if weight is None else weight[rows])
+                self.batches += 1
+                if time.perf_counter() > end:
+                    break
+            return True
+
+        self._by_either(natively, batch_by_batch)
+        return self.batches
 
     def _rates(self, begin: int, end: int) -> Tensor:
         """The learning rates of the batches from `begin` on, which is the next step, [batches, groups]."""
@@ -215,22 +218,34 @@ class TrainStep:
             self.optimizer.param_groups[group]["lr"] = schedule(self.steps)
         self._masters.read()
 
-    def _natively(self, call: Callable[[Native], T | None]) -> T | None:
-        """call(native engine), which is made anew where something has changed; None where there is none."""
+    def _by_either(self, natively: Callable[[Native], T | None], otherwise: Callable[[], T]) -> T:
+        """natively(engine), the engine made anew where something has changed; otherwise() where there is none.
+
+        Tensors that the engine refuses, sparse ones or of a subclass, may be torch's to take: where torch refuses as
+        well, the native words are the clearer.
+        """
         if self._native is not None:
             with contextlib.suppress(TypeError, ValueError):
-                result = call(self._native)
+                result = natively(self._native)
                 if result is not None:
                     return result
+        refusal: Exception | None = None
         native = self._bind()
-        if native is None:
-            return None
-        result = call(native)
-        if result is None:
+        if native is not None:
+            try:
+                result = natively(native)
+            except (TypeError, ValueError) as error:
+                refusal, result = error, None
+            if result is not None:
+                native.write_state()
+                return result
             self._give_back()
-        else:
-            native.write_state()
-        return result
+        try:
+            return otherwise()
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            if refusal is None:
+                raise
+            raise refusal from None
 
     def _bind(self) -> Native | None:
         """The native engine for the model and the optimizer as they are now; None, and the reason, where it is none."""
