@@ -7,6 +7,9 @@ its optimizers (plain, foreach, fused); its ratio is to the fastest of them. The
 network, checks of its arguments included, beside scikit-learn's, which takes its turns in another process.
 Contenders take turns, and a ratio is the median over the rounds of the ratios within each.
 
+`threads apart` is a cache line's way from one thread to the other and back, before each turn: above 200 ns their cores
+have no cache in common, and what threads hand to each other costs several times as much.
+
 An epoch's products are 6 x 268,800 x 60,000 flops less the first layer's dx, 73 GF: `python -m pyperc bench` tells how
 many of them the processor makes in a second at most.
 """
@@ -95,16 +98,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{samples()[2]}, {arguments.threads} threads, {_C.isa()}, torch {torch.__version__}\n")
-    print("| training | pyperc | GF/s | over torch | over scikit-learn | theirs |")
-    print("| --- | ---: | ---: | ---: | ---: | --- |")
+    print("| training | pyperc | GF/s | over torch | over scikit-learn | theirs | threads apart |")
+    print("| --- | ---: | ---: | ---: | ---: | --- | ---: |")
     for case in arguments.only:
         title, contenders, others = CASES[case]
-        seconds = in_turns(contenders(case.removeprefix("MLPClassifier-")), arguments.rounds)
+        trips: list[float] = []
+        turns = contenders(case.removeprefix("MLPClassifier-"))
+        seconds = in_turns(turns, arguments.rounds, lambda trips=trips: trips.append(_C.round_trip()))
         ours = statistics.median(seconds["pyperc"])
         ratio = f"{over(seconds, *others):.2f}"
         cells = ["", ratio] if others == ("sklearn",) else [ratio, ""]
         theirs = ", ".join(f"{other} {statistics.median(seconds[other]):.2f} s" for other in others)
-        print(f"| {title} | {ours:.3f} s | {FLOPS / ours / 1e9:.0f} |", " | ".join(cells), f"| {theirs} |", flush=True)
+        print(
+            f"| {title} | {ours:.3f} s | {FLOPS / ours / 1e9:.0f} |",
+            " | ".join(cells),
+            f"| {theirs} | {min(trips):.0f} to {max(trips):.0f} ns |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -88,11 +88,13 @@ def samples() -> tuple[Tensor, Tensor, str]:
     return x, y, "random"
 
 
-def in_turns(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round."""
+def in_turns(contenders: Contenders, rounds: int, before: Callable[[], object] | None = None) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; `before` is called before each."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
+            if before is not None:
+                before()
             start = time.perf_counter()
             own = run()
             seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
