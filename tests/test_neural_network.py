@@ -7,6 +7,7 @@ import inspect
 import pickle
 import signal
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
+from threadpoolctl import threadpool_limits
 
 import pyperc
 from pyperc import neural_network
@@ -33,6 +35,13 @@ WEIGHTS = pytest.mark.skipif(
     "sample_weight" not in inspect.signature(reference.MLPClassifier.fit).parameters,
     reason="scikit-learn 1.7 weighs samples",
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Of numpy's, too: its threads spin."""
+    with threadpool_limits(1):
+        yield
 
 
 def standardised(load) -> tuple[np.ndarray, np.ndarray]:
