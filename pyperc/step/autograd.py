@@ -24,15 +24,16 @@ class Reading:
             if not isinstance(value, int | float | Tensor):
                 raise TypeError(f"TrainStep: {name} must be a number or a Tensor, got {type(value).__name__}")
         self.model, self.scale, self.shift = model, scale, shift
+        self._first = next(model.parameters())
         self.plain = not isinstance(scale, Tensor) and not isinstance(shift, Tensor) and (scale, shift) == (1, 0)
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self._first.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self._first.device
 
     def __call__(self, x: Any) -> Any:
         if isinstance(x, Tensor):

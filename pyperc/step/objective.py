@@ -83,6 +83,8 @@ class Objective:
         of_output = None if self.weight is None else self.weight.to(scores)
         if weight is not None:
             of_output = weight[..., None] if of_output is None else weight[..., None] * of_output
+        if self.name == "mse" and of_output is None:
+            return F.mse_loss(scores, target, reduction=self.reduction)
         loss: Callable[..., Tensor] = getattr(functional, f"{self.name}_loss")
         return loss(scores, target, of_output, self.reduction, *self.parameters)
 
