@@ -21,10 +21,15 @@ struct Tile {
   T* data;
 
   PYPERC_DEVICE T* at(int row, int piece) const {
-    constexpr int CYCLE = PIECES < 8 ? PIECES : 8, ROWS_IN_ALL_BANKS = 8 / CYCLE;
-    return data + (row * PIECES + (piece ^ (row / ROWS_IN_ALL_BANKS % CYCLE))) * PIECE;
+    constexpr uint32_t CYCLE = PIECES < 8 ? PIECES : 8, ROWS_IN_ALL_BANKS = 8 / CYCLE;
+    // Unsigned, so that the compiler sees how little of the address changes from one tile row to the next.
+    const auto r = static_cast<uint32_t>(row), p = static_cast<uint32_t>(piece);
+    return data + (r * PIECES + (p ^ (r / ROWS_IN_ALL_BANKS % CYCLE))) * PIECE;
   }
-  PYPERC_DEVICE T* element(int row, int column) const { return at(row, column / PIECE) + column % PIECE; }
+  PYPERC_DEVICE T* element(int row, int column) const {
+    const auto c = static_cast<uint32_t>(column);
+    return at(row, static_cast<int>(c / PIECE)) + c % PIECE;
+  }
 
   // Starts the copy of rows of `global`, ld elements apart, of which `rows` by `columns` exist (the others become
   // zero); they begin at multiples of 16 bytes. Shared by THREADS threads, numbered t.
