@@ -395,13 +395,18 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch) -> None:
     path = tmp_path / "run.pt"
     QUIET(network(), x, y, 1, 16, checkpoint=path)
     before = path.read_bytes()
+    with path.open("rb") as opened:
+        QUIET(network(), x, y, 2, 16, checkpoint=path)
+        # Whoever had it open has the one before, whole.
+        assert opened.read() == before
+    before = path.read_bytes()
 
     def full(_: int) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        QUIET(network(), x, y, 2, 16, checkpoint=path)
+        QUIET(network(), x, y, 3, 16, checkpoint=path)
     assert path.read_bytes() == before
 
 
