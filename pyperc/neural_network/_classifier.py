@@ -39,7 +39,7 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):
 
     >>> from sklearn.datasets import load_iris
     >>> x, y = load_iris(return_X_y=True)
-    >>> model = MLPClassifier([16], solver="lbfgs", alpha=1.0, random_state=0).fit(x, y)
+    >>> model = MLPClassifier([16], solver="lbfgs", alpha=1.0, max_iter=500, random_state=0).fit(x, y)
     >>> model.score(x, y) > 0.95, [coef.shape for coef in model.coefs_]
     (True, [(4, 16), (16, 3)])
     """
