@@ -340,7 +340,8 @@ def test_tune_forces_each_way_and_puts_the_thresholds_back(monkeypatch):
     result = tune.measure(Pace(0.001, warm_up=0.001, block=0.0005, probe=0.0005, fewest=1, patience=1))
     assert _C.thresholds() == before
     assert all(len(values) > 1 for name, values in forced.items() if name != "chunk_bytes")
-    assert {each["name"] for each in result["thresholds"]} | {"chunk_bytes", "least_chunk", "most_chunk"} == set(before)
+    measured = {each["name"] for each in result["thresholds"]}
+    assert measured | {"chunk_bytes", "least_chunk", "most_chunk", "dw_percent"} == set(before)
 
 
 def test_the_crossing_is_where_the_second_way_stays_ahead():

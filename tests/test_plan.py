@@ -19,9 +19,30 @@ FAR = 1 << 40
 # What each path is called, and the thresholds under which nothing else is taken.
 PATHS = {
     "one thread": {"parallel_flops": FAR},
-    "threads share rows, dw summed by rows": {"parallel_flops": 1, "gradient_rows": 0, "wide_bytes": FAR},
-    "threads share rows, dw by tiles": {"parallel_flops": 1, "gradient_rows": FAR, "wide_bytes": FAR},
-    "threads share rows, by layers": {"parallel_flops": 1, "wide_bytes": 0},
+    "one thread, by layers": {"parallel_flops": FAR, "wide_bytes": 0},
+    "threads share rows, dw summed by rows": {
+        "parallel_flops": 1,
+        "rows_per_thread": 0,
+        "wide_bytes": FAR,
+        "gradient_rows": 0,
+        "dw_percent": FAR,
+    },
+    "threads share rows, dw by tiles": {
+        "parallel_flops": 1,
+        "rows_per_thread": 0,
+        "wide_bytes": FAR,
+        "gradient_rows": FAR,
+        "packed_bytes": FAR,
+    },
+    "threads share rows, by layers": {"parallel_flops": 1, "wide_bytes": 0, "packed_bytes": FAR},
+    "threads share rows, one weight or panel packed at a time": {
+        "parallel_flops": 1,
+        "wide_bytes": 0,
+        "packed_bytes": -FAR,
+        "in_place_bytes": -1,
+        "few_rows": -1,
+        "dot_rows": -1,
+    },
     "threads share columns": {"parallel_flops": 1, "rows_per_thread": FAR},
     "everything packed": {"in_place_bytes": -1, "few_rows": -1, "dot_rows": -1},
     "nothing packed that can be read": {"in_place_bytes": FAR, "few_rows": FAR},

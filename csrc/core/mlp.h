@@ -1,6 +1,7 @@
 // What a backend is given: plain structs of pointers, sizes and strides; no torch, no ownership.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "activations.h"
@@ -51,17 +52,34 @@ struct BackwardLayer {
   Matrix<const T> w;      // [out, in]
   Matrix<const T> x;      // [batch, in], the layer's input; null: f(s) of the layer below, whose `saved` is s
   Matrix<const T> saved;  // [batch, out]: x or s of this layer, as Saved says; null where f' needs neither
-  T* dw = nullptr;        // [out, in] contiguous, or null where not wanted
-  T* db = nullptr;        // [out], or null where not wanted
+  Matrix<T> ds;           // [batch, out]: where ds may go once the layer above has its dw: what was kept of this layer,
+                          // x or s, where nobody reads it again; else null
+  bool wants_dw = false;
+  T* dw = nullptr;  // [out, in] contiguous, where wanted; read after Memory::begin
+  T* db = nullptr;  // [out], or null where not wanted
 };
 
 template <class T>
 struct Backward {
   int64_t batch;
   Matrix<const T> dy;  // [batch, layers[depth - 1].out]
-  Matrix<T> dx;        // [batch, layers[0].in], or null where not wanted
+  bool wants_dx;
+  Matrix<T> dx;  // [batch, layers[0].in], where wanted; read after Memory::begin_dx
   const BackwardLayer<T>* layers;
   int depth;
+};
+
+// Where a pass gets its workspace, and what the owner of a backward pass is told so that no buffer lives longer than it
+// must. All calls come from the thread that called the pass.
+struct Memory {
+  virtual void* take(size_t bytes) = 0;  // aligned to 64 bytes
+  virtual void give_back(void* memory) = 0;
+  virtual void begin(int) {}  // dw of layer l is about to be written
+  virtual void begin_dx() {}  // dx is
+  virtual void end(int) {}    // what was kept of layer l is not read again
+
+ protected:
+  ~Memory() = default;
 };
 
 }  // namespace pyperc

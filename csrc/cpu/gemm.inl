@@ -199,12 +199,11 @@ template <class E, class T = Sum<E>>
 void finish(const Gemm<E>& g, MapFunction<T> map, T* c, int64_t ldc, int64_t i, int64_t j, int64_t rows,
             int64_t columns) {
   Map<T> tile{rows, columns, c, ldc, c, ldc, c, ldc, nullptr, g.parameters};
-  if (g.after == After::Activate) {
-    if (g.x != g.c) {
-      tile.out = g.x + i * g.ldx + j;
-      tile.ld_out = g.ldx;
-    }
-  } else {
+  if (g.x && g.x != g.c) {
+    tile.out = g.x + i * g.ldx + j;
+    tile.ld_out = g.ldx;
+  }
+  if (g.after == After::Differentiate) {
     if (g.saved) {
       tile.saved = g.saved + i * g.ld_saved + j;
       tile.ld_saved = g.ld_saved;

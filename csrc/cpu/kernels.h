@@ -52,7 +52,7 @@ using MapFunction = void (*)(const Map<T>&);
 
 //   c = init + a b, then what `after` says, per tile while it is in the first-level cache:
 //   Activate       x = f(c); x may be c
-//   Differentiate  c = c * f'(saved), db += column sums of c
+//   Differentiate  x = c * f'(saved), db += column sums of x; a null x is c
 // then `finished`, which sees every tile of c once. E is the type of the operands, T that of the sums; k counts
 // operands.
 template <class E, class T = Sum<E>>
@@ -61,7 +61,7 @@ struct Gemm {
   Matrix<const E> a;   // [m, k], one of its strides is 1
   const E* b;          // [k, n]: unit column stride and row stride ldb; or packed in panels of `panel` columns
   int64_t ldb, panel;  // panel > 0: panel q begins at b + q * ldb and holds rows of `panel` elements
-  T* c;                // null where only `finished` reads it and k <= Kernels::kc: each tile is then made in one place
+  T* c;                // null where it is only read to make x, or by `finished`, and k <= kc: one tile at a time, then
   int64_t ldc;
   const T* init;  // null: zero; row stride ld_init: 0 for a bias, ldc to add to c
   int64_t ld_init;

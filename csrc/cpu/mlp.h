@@ -7,42 +7,33 @@
 namespace pyperc {
 
 // Whether a layer's forward product reads w along its rows, one sum for each lane, rather than a packed transpose.
-template <class T>
-bool reads_rows(const Kernels<T>& kernels, const Plan& plan, Matrix<const T> w);
+template <class K, class S>
+bool reads_rows(const K& kernels, const Plan& plan, Matrix<const S> w) {
+  return plan.chunk <= std::min<int64_t>(kernels.dot_rows, thresholds().dot_rows) && w.cs == 1;
+}
 
-// Whether b [k, n], the right-hand side of a product with m rows, is read in place rather than packed.
+// Whether b [k, n], the right-hand side of a product with m rows, is read in place rather than packed. In 16 bits none
+// is.
 template <class T>
-bool reads_in_place(int64_t m, Matrix<const T> b);
-
-// Bytes of workspace that a pass needs; 64-byte aligned memory is expected.
-template <class T>
-size_t forward_workspace(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass);
-template <class T>
-size_t backward_workspace(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass);
+bool reads_in_place(int64_t m, Matrix<const T> b) {
+  return b.cs == 1 && (m <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
+}
 
 // x(l) = f(x(l-1) w(l)^T + b(l)) for all layers. The strides of pass.x are arbitrary; x(l) and s(l) have unit column
 // stride.
 template <class T>
 void forward(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass, const Parallel& parallel,
-             void* workspace);
+             Memory& memory);
+template <class S>
+void forward(const HalfKernels<S>& kernels, const Plan& plan, const Forward<S>& pass, const Parallel& parallel,
+             Memory& memory);
 
 // dw, db and dx as far as they are wanted. The strides of dy, x and w are arbitrary.
 template <class T>
 void backward(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass, const Parallel& parallel,
-              void* workspace);
-
-// The same for networks that are stored in 16 bits, whose other weights are always packed.
-template <class S>
-bool reads_rows(const HalfKernels<S>& kernels, const Plan& plan, Matrix<const S> w);
-template <class S>
-size_t forward_workspace(const HalfKernels<S>& kernels, const Plan& plan, const Forward<S>& pass);
-template <class S>
-size_t backward_workspace(const HalfKernels<S>& kernels, const Plan& plan, const Backward<S>& pass);
-template <class S>
-void forward(const HalfKernels<S>& kernels, const Plan& plan, const Forward<S>& pass, const Parallel& parallel,
-             void* workspace);
+              Memory& memory);
 template <class S>
 void backward(const HalfKernels<S>& kernels, const Plan& plan, const Backward<S>& pass, const Parallel& parallel,
-              void* workspace);
+              Memory& memory);
 
 }  // namespace pyperc

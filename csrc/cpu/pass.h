@@ -25,6 +25,28 @@ class Arena {
   size_t used_ = 0;
 };
 
+// Memory that is laid out by lay_out(arena): once to count it, once more to hand it out.
+class Workspace {
+ public:
+  template <class F>
+  Workspace(Memory& owner, F lay_out) : owner_(owner) {
+    Arena count(nullptr);
+    lay_out(count);
+    if (count.used() == 0) return;
+    memory_ = owner.take(count.used());
+    Arena arena(memory_);
+    lay_out(arena);
+  }
+  Workspace(const Workspace&) = delete;
+  ~Workspace() {
+    if (memory_) owner_.give_back(memory_);
+  }
+
+ private:
+  Memory& owner_;
+  void* memory_ = nullptr;
+};
+
 template <class F>
 void run(const Parallel& parallel, int64_t n, F f) {
   if (n == 1) {

@@ -23,9 +23,12 @@ int64_t padded(int64_t columns, size_t element) {
 
 Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const int64_t* sizes, int depth,
                int threads) {
+  const auto bytes = [&](int64_t elements) { return elements * static_cast<int64_t>(element); };
   double flops = 0;
-  int64_t widest = sizes[0];
+  int64_t widest = sizes[0], weights = 0, outputs = 0;
   for (int l = 0; l < depth; ++l) {
+    weights += sizes[l] * sizes[l + 1];
+    outputs += batch * sizes[l + 1];
     flops += 2.0 * static_cast<double>(batch) * static_cast<double>(sizes[l]) * static_cast<double>(sizes[l + 1]);
     widest = std::max(widest, sizes[l + 1]);
   }
@@ -36,15 +39,20 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   const double worth = flops / static_cast<double>(std::max<int64_t>(1, limits.parallel_flops));
   plan.threads = std::max(1, static_cast<int>(std::min<double>(threads, worth)));
   if (plan.threads > 1 && batch < plan.threads * limits.rows_per_thread) plan.split = Split::Columns;
-  if (plan.split == Split::Columns || widest * static_cast<int64_t>(element) >= limits.wide_bytes) {
+  plan.packed_bytes = limits.packed_bytes + bytes(batch * widest);
+  // A dw for each thread: worth it where adding them up, and keeping them, is little beside the activations.
+  const double all_dw = 100.0 * static_cast<double>(plan.threads * weights);
+  const bool own_dw = batch >= plan.threads * limits.gradient_rows &&
+                      all_dw <= static_cast<double>(limits.dw_percent) * static_cast<double>(batch * widest);
+  const bool keeps_ds = bytes(outputs) <= limits.packed_bytes;
+  if (plan.split == Split::Columns || bytes(widest) >= limits.wide_bytes) {
     plan.gradient = GradientSplit::Layers;
-  } else if (plan.threads > 1 && batch < std::max(2 * widest, plan.threads * limits.gradient_rows)) {
-    // The sums of the other threads would cost a pass over dw each; keeping ds costs a pass over the activations.
-    plan.gradient = GradientSplit::Tiles;
+  } else if (!own_dw && (plan.threads > 1 || !keeps_ds)) {
+    plan.gradient = keeps_ds ? GradientSplit::Tiles : GradientSplit::Layers;
   }
 
   const int64_t rows = plan.split == Split::Columns ? batch : (batch + plan.threads - 1) / plan.threads;
-  const int64_t fitting = limits.chunk_bytes / std::max<int64_t>(1, widest * static_cast<int64_t>(element));
+  const int64_t fitting = limits.chunk_bytes / std::max<int64_t>(1, bytes(widest));
   const int64_t most = std::min(std::max(fitting, limits.least_chunk), limits.most_chunk);
   const int64_t whole_tiles = std::max<int64_t>(1, most / tile.mr * tile.mr);
   const int64_t chunks =

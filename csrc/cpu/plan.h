@@ -16,14 +16,15 @@ enum class Split { Rows, Columns };
 // How dw and the chain of dx share a backward pass:
 // Rows: each thread sums dw over its own rows while they are in the cache; the sums are added in the order of the
 // threads. Tiles: the chain first, keeping ds of all layers; then dw's columns (or rows) are shared out. Layers: layer
-// by layer, dw's columns and then the rows (or columns) of dx are shared out, keeping ds of two layers.
+// by layer, the columns of dw and dx are shared out, so that one layer's ds, packed weight and dw are in use at a time.
 enum class GradientSplit { Rows, Tiles, Layers };
 
 struct Plan {
   int threads = 1;
   Split split = Split::Rows;
   GradientSplit gradient = GradientSplit::Rows;
-  int64_t chunk = 1;  // rows that go through all layers together, so that their activations stay in the cache
+  int64_t chunk = 1;         // rows that go through all layers together, so that their activations stay in the cache
+  int64_t packed_bytes = 0;  // of weights that a forward pass packs at once: of as many layers as fit, but of one
 };
 
 enum class Pass { Forward, Backward };
@@ -40,6 +41,9 @@ enum class Pass { Forward, Backward };
 // in_place_bytes     rows further apart touch a page each; packed, they do not.
 // dot_rows           up to so many rows the weight is read along its rows, without packing: 1.3 us against 1.8 at 4.
 // few_rows           up to so many rows a pass over the other operand to pack it does not pay.
+// dw_percent         of a layer's activations that the threads' own dw may take: plain torch's peak leaves no more.
+// packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
+//                    goes forward in two pieces and stays at plain torch's peak. Of ds that all layers keep (Tiles).
 #define PYPERC_THRESHOLDS(X)  \
   X(parallel_flops, 400000)   \
   X(rows_per_thread, 6)       \
@@ -50,7 +54,9 @@ enum class Pass { Forward, Backward };
   X(wide_bytes, 3 * 1024)     \
   X(in_place_bytes, 3 * 1024) \
   X(dot_rows, 4)              \
-  X(few_rows, 8)
+  X(few_rows, 8)              \
+  X(dw_percent, 100)          \
+  X(packed_bytes, 64 * 1024)
 
 struct Thresholds {
 #define X(name, value) int64_t name = value;

@@ -55,27 +55,17 @@ class StepRun {
     if (batch_.order && batch_.target) target_ = arena_.template take<int64_t>(rows);
     if (batch_.order && batch_.weight) weight_ = arena_.template take<T>(rows);
     lay_out();
-    const size_t before = arena_.used();
-    passes_ = arena_.template take<char>(0);
-    size_t most = 0;
-    for (const Segment& segment : segments_) {
-      const Forward<T> forward = forward_of(segment);
-      most = std::max(most, forward_workspace(kernels, plan(Pass::Forward, segment), forward));
-      const Backward<T> backward = backward_of(segment);
-      most = std::max(most, backward_workspace(kernels, plan(Pass::Backward, segment), backward));
-    }
-    used_ = before + most;
   }
-  size_t used() const { return used_; }
+  size_t used() const { return arena_.used(); }
 
-  StepResult operator()() {
+  StepResult operator()(Memory& memory) {
     StepResult result{Outcome::Done, 0, std::numeric_limits<double>::quiet_NaN(), kept_, 0};
     if (!take_targets(result)) return result;
     if (gathered_) {
       run(parallel_, threads_, [&](int64_t t) { gather_x(part(batch_.size, 1, t, threads_)); });
     }
     for (const Segment& segment : segments_) {
-      forward(kernels_, plan(Pass::Forward, segment), forward_of(segment), parallel_, passes_);
+      forward(kernels_, plan(Pass::Forward, segment), forward_of(segment), parallel_, memory);
       const int last = segment.first + segment.count - 1;
       if (step_.layers[last].dropout > 0) drop(last, nullptr, 0);
     }
@@ -88,8 +78,8 @@ class StepRun {
       const Segment& segment = segments_[k];
       if (segment.first + segment.count <= lowest_) break;
       const Backward<T> pass = backward_of(segment);
-      backward(kernels_, plan(Pass::Backward, segment), pass, parallel_, passes_);
-      if (pass.dx.data) drop(segment.first - 1, pass.dx.data, pass.dx.rs);
+      backward(kernels_, plan(Pass::Backward, segment), pass, parallel_, memory);
+      if (pass.wants_dx) drop(segment.first - 1, pass.dx.data, pass.dx.rs);
     }
     double clip = 1;
     if (std::isfinite(step_.max_norm)) {
@@ -153,7 +143,9 @@ class StepRun {
       if (l == first) b.x = l ? Matrix<const T>{forward_[l - 1].x.data, forward_[l - 1].x.rs, 1} : x_;
       if (saved == Saved::Output) b.saved = {f.x.data, f.x.rs, 1};
       if (saved == Saved::Summation) b.saved = {f.s.data, f.s.rs, 1};
-      if (layer.w.wanted()) {
+      if (!ends) b.ds = f.s.data ? f.s : f.x;
+      b.wants_dw = layer.w.wanted();
+      if (b.wants_dw) {
         b.dw = layer.w.gradient ? layer.w.gradient : arena_.template take<T>(layer.spec.out * layer.spec.in);
       }
       if (layer.b.wanted()) b.db = layer.b.gradient ? layer.b.gradient : arena_.template take<T>(layer.spec.out);
@@ -194,10 +186,10 @@ class StepRun {
   }
   Backward<T> backward_of(const Segment& segment) const {
     const int end = segment.first + segment.count;
-    Backward<T> pass{batch_.size, {}, {}, backward_.data() + segment.first, segment.count};
+    Backward<T> pass{batch_.size, {}, has_dx(segment), {}, backward_.data() + segment.first, segment.count};
     // A segment's dx is the dy of the one below.
     pass.dy = end == step_.depth ? Matrix<const T>{dy_.data, dy_.rs, 1} : Matrix<const T>{dx_[end % 2], ld_dx_, 1};
-    if (has_dx(segment)) pass.dx = {dx_[segment.first % 2], ld_dx_, 1};
+    if (pass.wants_dx) pass.dx = {dx_[segment.first % 2], ld_dx_, 1};
     return pass;
   }
 
@@ -368,8 +360,6 @@ class StepRun {
   int64_t* target_ = nullptr;
   const int64_t* targets_ = nullptr;
   const T* weights_ = nullptr;
-  void* passes_ = nullptr;
-  size_t used_ = 0;
   int64_t ld_dx_ = 0, kept_ = 0;
   double scale_ = 1;
   int threads_ = 1, lowest_ = 0;
@@ -394,13 +384,14 @@ size_t step_workspace(const Kernels<T>& kernels, const Step<T>& step, const Para
 }
 
 template <class T>
-StepResult step(const Kernels<T>& kernels, const Step<T>& step, const Parallel& parallel, void* workspace) {
-  return StepRun<T>(kernels, step, parallel, workspace)();
+StepResult step(const Kernels<T>& kernels, const Step<T>& step, const Parallel& parallel, void* workspace,
+                Memory& memory) {
+  return StepRun<T>(kernels, step, parallel, workspace)(memory);
 }
 
 #define PYPERC_INSTANTIATE(T)                                                            \
   template size_t step_workspace<T>(const Kernels<T>&, const Step<T>&, const Parallel&); \
-  template StepResult step<T>(const Kernels<T>&, const Step<T>&, const Parallel&, void*);
+  template StepResult step<T>(const Kernels<T>&, const Step<T>&, const Parallel&, void*, Memory&);
 PYPERC_INSTANTIATE(float)
 PYPERC_INSTANTIATE(double)
 

@@ -88,7 +88,8 @@ struct StepResult {
 template <class T>
 size_t step_workspace(const Kernels<T>& kernels, const Step<T>& step, const Parallel& parallel);
 template <class T>
-StepResult step(const Kernels<T>& kernels, const Step<T>& step, const Parallel& parallel, void* workspace);
+StepResult step(const Kernels<T>& kernels, const Step<T>& step, const Parallel& parallel, void* workspace,
+                Memory& memory);
 
 // How many state tensors the settings need.
 int live_states(Optimizer optimizer, const double* settings);

@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
@@ -171,7 +172,8 @@ class MlpBackward : public Node {
     if (is_plain(keys)) {
       std::vector<int64_t> sizes;
       for (const c10::SymInt& size : sizes_) sizes.push_back(size.expect_int());
-      return native::backward(dy, x, sizes, weights, kept, chain_, needs);
+      const native::Release release = let_go();
+      return native::backward(dy, x, sizes, weights, std::move(kept), release, chain_, needs);
     }
     // A tracer is shown the operator; a batch of dy (vmap over the backward pass) needs ATen's own rules.
     const bool batched = keys.has(c10::DispatchKey::FuncTorchBatched) || keys.has(c10::DispatchKey::Batched);
@@ -248,6 +250,22 @@ class MlpBackward : public Node {
   // The network's output is kept only where f' reads it: where not, changing it in place does no harm.
   static bool keeps(const Chain& chain, size_t l) {
     return l + 1 < chain.size() ? composition::keeps_output(chain, l) : chain[l].saved() == Saved::Output;
+  }
+
+  // Where autograd frees the graph behind this pass, what is kept of the hidden layers is the pass's from here on. What
+  // hooks have brought back may be somebody's.
+  native::Release let_go() {
+    if (torch::autograd::get_current_graph_task_keep_graph()) return native::Release::Nothing;
+    native::Release release = native::Release::Kept;
+    const auto let_go_of = [&](SavedVariable& saved) {
+      if (saved.has_hooks()) release = native::Release::Nothing;
+      saved.reset_data();
+    };
+    for (size_t l = 0; l < chain_.size(); ++l) {
+      if (l + 1 < chain_.size()) let_go_of(outputs_[l]);
+      let_go_of(summations_[l]);
+    }
+    return release;
   }
 
   // What the record of compiled autograd calls: apply, with everything as arguments.

@@ -170,7 +170,8 @@ std::tuple<Tensor, Tensor> vjp(const Tensor& x, const Tensor& dy, const Network&
     std::vector<int64_t> widths{network.weights[0].size(1)};
     for (const Tensor& w : network.weights) widths.push_back(w.size(0));
     const Tensor y = native::forward(x, network, &kept);
-    return {y, native::backward(dy, x, widths, network.weights, kept, network.chain, needs)[0]};
+    return {y, native::backward(dy, x, widths, network.weights, std::move(kept), native::Release::Kept, network.chain,
+                                needs)[0]};
   }
   kept = composition::forward(x, network);
   return {kept.x.back(), composition::backward(dy, x, network.weights, kept, network.chain, needs)[0]};

@@ -184,8 +184,8 @@ Tensors backward_cpu(const Tensor& dy, const Tensor& x, at::TensorList weights, 
   TORCH_CHECK_VALUE(!reason_for_aten(x, chain), "mlp_backward: ", reason_for_aten(x, chain));
   std::vector<int64_t> sizes{weights[0].size(1)};
   for (const Tensor& w : weights) sizes.push_back(w.size(0));
-  return wanted(
-      native::backward(dy, x, sizes, weights.vec(), unpack(saved, chain), chain, needs_of(needs, weights.size())));
+  return wanted(native::backward(dy, x, sizes, weights.vec(), unpack(saved, chain), native::Release::Nothing, chain,
+                                 needs_of(needs, weights.size())));
 }
 
 Tensors backward_composed(const Tensor& dy, const Tensor& x, at::TensorList weights, at::TensorList saved,

@@ -6,39 +6,12 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/mlp.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace pyperc::native {
 
 namespace {
-
-// Memory for one call, from torch's allocator. Each thread keeps one piece of moderate size from call to call: fresh
-// memory costs a page fault every 4 KB, which in a network of middle size is a tenth of the pass.
-class Workspace {
- public:
-  explicit Workspace(size_t bytes) {
-    if (bytes > MOST_KEPT) {
-      own_ = c10::GetCPUAllocator()->allocate(bytes);
-    } else if (bytes > kept_size()) {
-      kept().clear();
-      kept() = c10::GetCPUAllocator()->allocate(bytes);
-      kept_size() = bytes;
-    }
-  }
-  void* data() const { return own_ ? own_.get() : kept().get(); }
-
- private:
-  static constexpr size_t MOST_KEPT = size_t{32} << 20;
-  static c10::DataPtr& kept() {
-    thread_local c10::DataPtr memory;
-    return memory;
-  }
-  static size_t& kept_size() {
-    thread_local size_t size = 0;
-    return size;
-  }
-  c10::DataPtr own_;
-};
 
 Tensor empty(c10::IntArrayRef sizes, at::ScalarType dtype) { return at::detail::empty_cpu(sizes, dtype); }
 
@@ -82,6 +55,9 @@ Matrix<T> settled(Matrix<T> m, int64_t rows, int64_t columns) {
   if (rows == 1) m.rs = columns;
   return m;
 }
+
+// Whether nobody else can read this tensor, so that its memory may be written over.
+bool is_sole_owner(const Tensor& t) { return t.use_count() == 1 && t.storage().use_count() == 1; }
 
 int64_t batch_of(c10::IntArrayRef sizes) {
   int64_t batch = 1;
@@ -129,51 +105,101 @@ void run_forward(const Tensor& x, const Network& network, int64_t batch, const T
   const Parallel parallel = torch_threads();
   const Plan plan =
       make_plan(Pass::Forward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth), parallel.threads);
-  const Workspace workspace(forward_workspace(kernels, plan, pass));
-  pyperc::forward(kernels, plan, pass, parallel, workspace.data());
+  TorchMemory memory;
+  pyperc::forward(kernels, plan, pass, parallel, memory);
 }
 
+// What a backward pass works on. It makes dw and dx when they are about to be written, and lets go of what was kept of
+// a layer when nobody reads it again.
 template <class T>
-void run_backward(const Tensor& dy, const Tensor& x, int64_t batch, c10::IntArrayRef sizes, const Tensors& weights,
-                  const Kept& kept, const Chain& chain, const Tensors& gradients) {
+struct BackwardMemory final : TorchMemory {
+  Kept kept;
+  Tensors gradients;
+  std::vector<BackwardLayer<T>> layers;
+  Backward<T> pass;
+  c10::DimVector dx_sizes;
+  at::ScalarType dtype;
+
+  void begin(int l) override {
+    BackwardLayer<T>& layer = layers[l];
+    Tensor& dw = gradients[1 + l];
+    dw = empty({layer.spec.out, layer.spec.in}, dtype);
+    layer.dw = data_of<T>(dw);
+  }
+  void begin_dx() override {
+    gradients[0] = empty(dx_sizes, dtype);
+    pass.dx = {data_of<T>(gradients[0]), layers[0].spec.in, 1};
+  }
+  void end(int l) override { kept.x[l] = kept.s[l] = Tensor(); }
+};
+
+template <class T>
+Tensors run_backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept&& kept,
+                     Release release, const Chain& chain, const Needs& needs) {
   const size_t depth = weights.size();
+  const int64_t batch = batch_of(dy.sizes());
   const auto& kernels = isa().kernels(T{});
-  std::vector<BackwardLayer<T>> layers(depth);
+  BackwardMemory<T> memory;
+  memory.kept = std::move(kept);
+  memory.gradients.resize(1 + 2 * depth);
+  memory.layers.resize(depth);
+  memory.dtype = dy.scalar_type();
   Tensors owners;
   owners.reserve(2 * depth + 2);
   // A saved tensor as rows; one that hooks have brought back may have any strides, the kernels want unit column stride.
   const auto rows = [&](const Tensor& t, int64_t columns) -> Matrix<const T> {
     if (!t.defined()) return {};
-    owners.emplace_back();
-    const Matrix<const T> m = settled(rows_of<const T>(t, owners.back()), batch, columns);
-    if (m.cs == 1) return m;
-    owners.back() = t.contiguous();
-    return {data_of<const T>(owners.back()), columns, 1};
+    Tensor owner;
+    Matrix<const T> m = settled(rows_of<const T>(t, owner), batch, columns);
+    if (m.cs != 1) {
+      owner = t.contiguous();
+      m = {data_of<const T>(owner), columns, 1};
+    }
+    if (!owner.is_same(t)) owners.push_back(std::move(owner));
+    return m;
   };
   for (size_t l = 0; l < depth; ++l) {
-    BackwardLayer<T>& layer = layers[l];
+    BackwardLayer<T>& layer = memory.layers[l];
     layer.spec = spec_of(sizes, chain, l);
     if (weights[l].defined()) layer.w = weight_of<T>(weights[l]);
-    if (l) layer.x = rows(kept.x[l - 1], layer.spec.in);
-    if (chain[l].saved() == Saved::Summation) layer.saved = rows(kept.s[l], layer.spec.out);
-    if (chain[l].saved() == Saved::Output) layer.saved = rows(kept.x[l], layer.spec.out);
-    if (gradients[1 + l].defined()) layer.dw = data_of<T>(gradients[1 + l]);
-    if (gradients[1 + depth + l].defined()) layer.db = data_of<T>(gradients[1 + depth + l]);
+    const Tensor &output = memory.kept.x[l], &summation = memory.kept.s[l];
+    const Matrix<const T> own_x = rows(output, layer.spec.out), own_s = rows(summation, layer.spec.out);
+    if (l + 1 < depth) memory.layers[l + 1].x = own_x;
+    if (chain[l].saved() == Saved::Summation) layer.saved = own_s;
+    if (chain[l].saved() == Saved::Output) layer.saved = own_x;
+    // The network's output is not ours.
+    if (release == Release::Kept) {
+      if (summation.defined() && is_sole_owner(summation)) {
+        layer.ds = {const_cast<T*>(own_s.data), own_s.rs, 1};
+      } else if (l + 1 < depth && output.defined() && is_sole_owner(output)) {
+        layer.ds = {const_cast<T*>(own_x.data), own_x.rs, 1};
+      }
+    }
+    layer.wants_dw = needs.weights[l];
+    if (needs.biases[l]) {
+      Tensor& db = memory.gradients[1 + depth + l];
+      db = empty({sizes[l + 1]}, memory.dtype);
+      layer.db = data_of<T>(db);
+    }
   }
-  if (layers[0].dw) {
+  if (needs.weights[0]) {
     owners.emplace_back();
-    layers[0].x = settled(rows_of<const T>(x, owners.back()), batch, layers[0].spec.in);
+    memory.layers[0].x = settled(rows_of<const T>(x, owners.back()), batch, sizes[0]);
   }
   owners.emplace_back();
-  const LayerSpec& last = layers[depth - 1].spec;
-  Backward<T> pass{
-      batch, settled(rows_of<const T>(dy, owners.back()), batch, last.out), {}, layers.data(), static_cast<int>(depth)};
-  if (gradients[0].defined()) pass.dx = {data_of<T>(gradients[0]), layers[0].spec.in, 1};
+  memory.pass = {batch,
+                 settled(rows_of<const T>(dy, owners.back()), batch, sizes[depth]),
+                 needs.x,
+                 {},
+                 memory.layers.data(),
+                 static_cast<int>(depth)};
+  memory.dx_sizes.assign(dy.sizes().begin(), dy.sizes().end());
+  memory.dx_sizes.back() = sizes[0];
   const Parallel parallel = torch_threads();
   const Plan plan = make_plan(Pass::Backward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth),
                               parallel.threads);
-  const Workspace workspace(backward_workspace(kernels, plan, pass));
-  pyperc::backward(kernels, plan, pass, parallel, workspace.data());
+  pyperc::backward(kernels, plan, memory.pass, parallel, memory);
+  return std::move(memory.gradients);
 }
 
 }  // namespace
@@ -199,22 +225,12 @@ Tensor forward(const Tensor& x, const Network& network, Kept* kept) {
   return output;
 }
 
-Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, const Kept& kept,
-                 const Chain& chain, const Needs& needs) {
-  const size_t depth = weights.size();
-  const at::ScalarType dtype = dy.scalar_type();
-  Tensors gradients(1 + 2 * depth);
-  if (needs.x) {
-    std::vector<int64_t> x_sizes = dy.sizes().vec();
-    x_sizes.back() = sizes[0];
-    gradients[0] = empty(x_sizes, dtype);
-  }
-  for (size_t l = 0; l < depth; ++l) {
-    if (needs.weights[l]) gradients[1 + l] = empty({sizes[l + 1], sizes[l]}, dtype);
-    if (needs.biases[l]) gradients[1 + depth + l] = empty({sizes[l + 1]}, dtype);
-  }
-  const int64_t batch = batch_of(dy.sizes());
-  visit(dtype, [&](auto zero) { run_backward<decltype(zero)>(dy, x, batch, sizes, weights, kept, chain, gradients); });
+Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept kept,
+                 Release release, const Chain& chain, const Needs& needs) {
+  Tensors gradients;
+  visit(dy.scalar_type(), [&](auto zero) {
+    gradients = run_backward<decltype(zero)>(dy, x, sizes, weights, std::move(kept), release, chain, needs);
+  });
   return gradients;
 }
 

@@ -11,10 +11,14 @@ using composition::Needs;
 // The output. With `kept`, also what backward reads.
 Tensor forward(const Tensor& x, const Network& network, Kept* kept);
 
+// What becomes of a hidden layer's kept x or s when the pass has read it: it stays, or its memory takes ds and is
+// freed, unless somebody else holds it too.
+enum class Release { Nothing, Kept };
+
 // [dx, dw(1) ... dw(L), db(1) ... db(L)], undefined where not wanted. `sizes` are the network's; what is not read may
 // be undefined: x where dw(1) is not wanted, w(l) where nothing below layer l is.
-Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, const Kept& kept,
-                 const Chain& chain, const Needs& needs);
+Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept kept,
+                 Release release, const Chain& chain, const Needs& needs);
 
 // x = f(s), elementwise.
 Tensor activation(const Tensor& s, const LayerActivation& layer);

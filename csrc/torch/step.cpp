@@ -24,6 +24,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/step.h"
 #include "losses.h"
+#include "memory.h"
 #include "network.h"
 #include "threads.h"
 
@@ -401,7 +402,8 @@ StepResult run(State& state, const Step<T>& step) {
     state.memory = c10::GetCPUAllocator()->allocate(bytes);
     state.memory_size = bytes;
   }
-  const StepResult result = pyperc::step(kernels, step, parallel, state.memory.get());
+  TorchMemory memory;
+  const StepResult result = pyperc::step(kernels, step, parallel, state.memory.get(), memory);
   state.kept = result.kept;
   state.norm = result.norm;
   return result;

@@ -65,7 +65,10 @@ def thresholds() -> list[Threshold]:
             (64, 96, 128, 192, 256, 384, 512, 1024),
             lambda each: Network(each * threads, (64,) * 4),
             "forward+backward",
-            {"shared dw": {**shared, "gradient_rows": NEVER}, "own dw": {**shared, "gradient_rows": 0}},
+            {
+                "shared dw": {**shared, "gradient_rows": NEVER},
+                "own dw": {**shared, "gradient_rows": 0, "dw_percent": NEVER},
+            },
         ),
         Threshold(
             "wide_bytes",
@@ -73,7 +76,21 @@ def thresholds() -> list[Threshold]:
             tuple(4 * width for width in (128, 256, 512, 768, 1024, 1536)),
             lambda size: Network(size, (size // 4,) * 3),
             "forward+backward",
-            {"by chunks": {"wide_bytes": NEVER, "gradient_rows": 0}, "by layers": {"wide_bytes": 0}},
+            {
+                "by chunks": {"wide_bytes": NEVER, "gradient_rows": 0, "dw_percent": NEVER},
+                "by layers": {"wide_bytes": 0},
+            },
+        ),
+        Threshold(
+            "packed_bytes",
+            "bytes of ds from which the backward pass goes layer by layer",
+            tuple(3 * 4 * 64 * batch for batch in (16, 32, 64, 128, 192, 256, 384)),
+            lambda size: Network(size // (3 * 4 * 64), (64,) * 4),
+            "forward+backward",
+            {
+                "all at once": {**shared, "gradient_rows": NEVER, "packed_bytes": NEVER},
+                "by layers": {**shared, "gradient_rows": NEVER, "packed_bytes": 0},
+            },
         ),
         Threshold(
             "in_place_bytes",

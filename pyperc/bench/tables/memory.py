@@ -3,9 +3,9 @@
 Two figures, since neither sees everything:
 
 - allocated: the largest sum of what torch's allocator has handed out and not yet got back, from the memory events of
-  torch.profiler, over the first forward and backward of a fresh thread. pyperc's workspaces come from that allocator;
-  one is kept for each thread, so that a fresh thread has to allocate it and it is counted. What MKL and oneDNN
-  allocate for themselves is not seen.
+  torch.profiler, over the first forward and backward of a fresh thread, which would have to allocate what a thread
+  keeps. pyperc's workspaces come from that allocator. What MKL and oneDNN allocate for themselves is not seen, nor the
+  threads' stacks.
 - resident: the growth of the process's peak resident memory (VmHWM of Linux, set back before), which sees everything,
   in pages. The allocator of the C library is told to give freed blocks back at once.
 

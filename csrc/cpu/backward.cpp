@@ -1,0 +1,608 @@
+// The backward pass of the whole network: ds and db from layer to layer, dw and dx, and the workspace.
+#include <optional>
+#include <vector>
+
+#include "numbers.h"
+
+namespace pyperc {
+
+namespace {
+
+template <class S, class E>
+class BackwardRun {
+  using T = Sum<E>;
+  using Weights = Operand<S, E>;
+  static constexpr bool DIRECT = Numbers<S, E>::DIRECT;
+  static constexpr int64_t TERMS = Numbers<S, E>::TERMS;
+
+ public:
+  BackwardRun(const Numbers<S, E>& numbers, const Plan& plan, const Backward<S>& pass)
+      : numbers_(numbers),
+        plan_(plan),
+        pass_(pass),
+        split_(sums_by_rows(pass) || plan.gradient != GradientSplit::Rows ? plan.gradient : GradientSplit::Layers),
+        weights_(pass.depth),
+        ds_(pass.depth),
+        turned_(pass.depth),
+        partial_(pass.depth),
+        db_(pass.depth) {
+    lowest_ = pass.wants_dx ? 0 : pass.depth;
+    for (int l = pass.depth - 1; l >= 0; --l) {
+      if (pass.layers[l].wants_dw || pass.layers[l].db) lowest_ = std::min(lowest_, l);
+    }
+    // The chain of Tiles runs ahead of dw, which still reads what was kept.
+    if (split_ != GradientSplit::Tiles) {
+      for (int l = lowest_; l < pass.depth; ++l) ds_[l] = pass.layers[l].ds;
+    }
+    const BackwardLayer<S>& last = pass.layers[pass.depth - 1];
+    dy_is_ds_ = last.spec.activation == Activation::Identity && pass.dy.cs == 1;
+    if (dy_is_ds_) ds_[pass.depth - 1] = {const_cast<S*>(pass.dy.data), pass.dy.rs, 1};  // only read
+  }
+
+  void operator()(const Parallel& parallel, Memory& memory) {
+    if (lowest_ == pass_.depth) return;
+    const Workspace sums(memory, [&](Arena& arena) { lay_out_db(arena); });
+    if (split_ == GradientSplit::Layers) {
+      by_layers(parallel, memory);
+    } else {
+      by_rows(parallel, memory);
+    }
+    for (int l = lowest_; l < pass_.depth; ++l) finish_db(l);
+  }
+
+ private:
+  // Not in 16 bits, and not without activations: plain torch, which has no ds then, holds less.
+  static bool sums_by_rows(const Backward<S>& pass) {
+    bool any = pass.depth == 1;
+    for (int l = 0; l + 1 < pass.depth; ++l) any = any || pass.layers[l].spec.activation != Activation::Identity;
+    return DIRECT && any;
+  }
+  bool has_product(int l) const { return l > lowest_ || (l == 0 && pass_.wants_dx); }
+  int64_t ld_ds(int l) const { return padded(pass_.layers[l].spec.out, sizeof(S)); }
+  Range rows_of(int64_t t) const { return part(pass_.batch, 1, t, plan_.threads); }
+
+  // ds(l) of the rows from i on: kept for the whole batch, or in one of the thread's two buffers in turn.
+  Matrix<S> ds(int l, int64_t t, int64_t i) const {
+    if (ds_[l].data) return {ds_[l].data + i * ds_[l].rs, ds_[l].rs, 1};
+    return {ring_ + (2 * t + l % 2) * ring_size_, ld_ds(l), 1};
+  }
+  Matrix<const S> saved(int l, int64_t i) const { return rows_from(pass_.layers[l].saved, i); }
+
+  // Whether each thread takes columns of layer l's input, for dw and then for dx, which it may write over x: nobody
+  // else reads those. Not where that would leave threads without work.
+  bool owns_columns(int l) const {
+    const int64_t units = (pass_.layers[l].spec.in + numbers_.tile().width - 1) / numbers_.tile().width;
+    return units % plan_.threads == 0 || units >= 4 * plan_.threads;
+  }
+  Range columns_of(int l, int64_t t) const {
+    return part(pass_.layers[l].spec.in, numbers_.tile().width, t, plan_.threads);
+  }
+
+  // db: each thread's sum where it has rows of its own, in T; thread 0 sums where db belongs if that is in T.
+  bool shares_rows(int l) const {
+    return split_ != GradientSplit::Layers || (l + 1 < pass_.depth && !owns_columns(l + 1));
+  }
+  void lay_out_db(Arena& arena) {
+    for (int l = lowest_; l < pass_.depth; ++l) {
+      if (!pass_.layers[l].db) continue;
+      const int64_t sums = shares_rows(l) ? plan_.threads : 1;
+      db_[l] = arena.take<T>((sums - (DIRECT ? 1 : 0)) * pass_.layers[l].spec.out);
+    }
+  }
+  T* db(int l, int64_t t) const {
+    const BackwardLayer<S>& layer = pass_.layers[l];
+    if (!layer.db) return nullptr;
+    if constexpr (DIRECT) {
+      return t == 0 ? layer.db : db_[l] + (t - 1) * layer.spec.out;
+    } else {
+      return db_[l] + t * layer.spec.out;
+    }
+  }
+  void clear_db(int l, int64_t t, Range columns) const {
+    if (T* sum = db(l, t)) std::fill(sum + columns.begin, sum + columns.end, T(0));
+  }
+  void finish_db(int l) const {
+    const int64_t n = pass_.layers[l].spec.out;
+    T* const sum = db(l, 0);
+    if (!sum) return;
+    if (shares_rows(l)) {
+      for (int64_t t = 1; t < plan_.threads; ++t) add(sum, db(l, t), {0, n});
+    }
+    if constexpr (!DIRECT) numbers_.kernels.narrow(1, n, sum, 0, pass_.layers[l].db, 0);
+  }
+  static void add(T* sum, const T* more, Range range) {
+    for (int64_t i = range.begin; i < range.end; ++i) sum[i] += more[i];
+  }
+
+  // ds(L) = dy * f'(s(L)), db(L), for some rows and columns.
+  void last_ds(int64_t t, Range rows, Range columns) const {
+    const int l = pass_.depth - 1;
+    const auto at = [&](const auto& m) { return m.data ? m.data + columns.begin * m.cs : nullptr; };
+    const Matrix<const S> dy = rows_from(pass_.dy, rows.begin), s = saved(l, rows.begin);
+    Matrix<S> out = ds(l, t, rows.begin);
+    if (dy_is_ds_) out.data = nullptr;
+    T* const sum = db(l, t);
+    if (columns.size() == 0 || (dy_is_ds_ && !sum)) return;
+    numbers_.differentiate(pass_.layers[l].spec, {at(dy), dy.rs, dy.cs}, rows.size(), columns.size(),
+                           {at(s), s.rs, s.cs}, {at(out), out.rs, 1}, sum ? sum + columns.begin : nullptr);
+  }
+
+  // ds(l) as the left operand of dx = ds w: where it lies, or made into operands for a chunk of rows.
+  bool reads_ds(int l) const {
+    const Matrix<S> m = ds_[l].data ? ds_[l] : Matrix<S>{nullptr, ld_ds(l), 1};
+    const bool collides = m.rs * static_cast<int64_t>(sizeof(S)) % 4096 == 0 && m.rs != 0;
+    return numbers_.is_operand({m.data, m.rs, m.cs}, pass_.layers[l].spec.out) && !collides;
+  }
+
+  // What a thread needs for a product of at most that many rows and columns.
+  struct ProductRoom {
+    E *packed, *rows;
+    int64_t ld_rows;
+    Sums<E> sums;
+    ProductRoom(const BackwardRun& run, int l, int64_t m, int64_t columns, int64_t packed_elements, Arena& arena) {
+      const LayerSpec& spec = run.pass_.layers[l].spec;
+      ld_rows = padded(operands<E>(spec.out), sizeof(E));
+      packed = arena.take<E>(packed_elements);
+      rows = arena.take<E>(run.reads_ds(l) ? 0 : m * ld_rows);
+      sums = {nullptr, padded(columns, sizeof(T)), 1};
+      if (run.needs_sums(l)) sums.data = arena.take<T>(m * sums.rs);
+    }
+  };
+  bool needs_sums(int l) const {
+    const int64_t k = operands<E>(pass_.layers[l].spec.out);
+    if (l == 0) return numbers_.needs_sums(k, {}, {});
+    return numbers_.needs_sums(k, pass_.layers[l - 1].saved, {ds_[l - 1].data, ds_[l - 1].rs, 1});
+  }
+  // ds(l-1) = (ds(l) w(l)) * f'(s(l-1)) and db(l-1), or dx = ds(1) w(1), for rows [i, i + m) and some columns. w is
+  // that part of the weight; of dx's it may be a block of its rows, from `begin` on, whose product is added.
+  void product(int l, int64_t t, int64_t i, int64_t m, Range columns, const Weights& w, int64_t begin,
+               const ProductRoom& room) const {
+    Matrix<S> rows = ds(l, t, i);
+    Gemm<E> g{};
+    g.m = m;
+    if (reads_ds(l)) {
+      g.a = numbers_.as_operand({rows.data, rows.rs, 1});
+    } else {
+      numbers_.make_operands({rows.data, rows.rs, 1}, m, pass_.layers[l].spec.out, room.rows, room.ld_rows);
+      g.a = {room.rows, room.ld_rows, 1};
+    }
+    g.a.data += begin / TERMS;
+    w.use(g, {0, columns.size()});
+    if (l == 0) {
+      numbers_.added(g, begin == 0, begin + w.k == pass_.layers[l].spec.out,
+                     {pass_.dx.data + i * pass_.dx.rs + columns.begin, pass_.dx.rs, 1}, room.sums);
+    } else {
+      numbers_.differentiated(g, pass_.layers[l - 1].spec, columns.begin, saved(l - 1, i), ds(l - 1, t, i),
+                              db(l - 1, t), room.sums);
+    }
+  }
+
+  // The batch as blocks that fill one cache block of the product, so that x is packed where it is read from again.
+  struct Share {
+    Range outs, ins;
+  };
+  Share share_of_dw(int l, int64_t t) const {
+    const LayerSpec& spec = pass_.layers[l].spec;
+    if (owns_columns(l) || spec.in >= spec.out) return {{0, spec.out}, columns_of(l, t)};
+    return {part(spec.out, 1, t, plan_.threads), {0, spec.in}};
+  }
+  struct GradientRoom {
+    int64_t blocks, columns;  // of the batch; of dw that are summed at once
+    E *inputs, *a_block = nullptr;
+    S* activated;
+    Sums<E> sums{};
+    GradientRoom(const BackwardRun& run, int l, int64_t m, Share share, Arena& arena) : columns(share.ins.size()) {
+      const BackwardLayer<S>& layer = run.pass_.layers[l];
+      const Numbers<S, E>& numbers = run.numbers_;
+      const int64_t outs = share.outs.size(), k = operands<E>(m);
+      const Weights whole(numbers, layer.x, outs, m, columns);
+      blocks = whole.panel ? (k + numbers.kc() - 1) / numbers.kc() : 1;
+      const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
+      const bool near = run.turned_ds_is_near(l);
+      const auto at_most = [&](int64_t bytes, int64_t bytes_of_one) {
+        columns = std::min(columns, std::max<int64_t>(1, bytes / bytes_of_one / whole.panel) * whole.panel);
+      };
+      // A block of ds that stays in the cache may be read again and again, for few columns each.
+      const int64_t bytes_of_x = operands<E>(samples) * static_cast<int64_t>(sizeof(E));
+      if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(ON_STACK / 2, bytes_of_x);
+      if (Numbers<S, E>::SUMS_OUTSIDE && blocks > 1) {
+        at_most(thresholds().chunk_bytes, outs * static_cast<int64_t>(sizeof(T)));
+        sums = {arena.take<T>(outs * columns), columns, 1};
+      }
+      inputs = arena.take<E>(Weights(numbers, layer.x, outs, samples, columns).room(columns));
+      activated = arena.take<S>(layer.x.data ? 0 : numbers.activated_room(samples, whole.panel));
+      if (!near) a_block = arena.take<E>(std::min(numbers.a_block(), outs * k));
+    }
+  };
+  // dw = ds^T x over rows [i, i + m) of the batch, for some rows and columns of dw; added to it where `adds`.
+  void gradient(int l, int64_t t, int64_t i, int64_t m, Share share, S* dw, bool adds, Arena arena) const {
+    const BackwardLayer<S>& layer = pass_.layers[l];
+    const auto [outs, ins] = share;
+    if (outs.size() == 0 || ins.size() == 0) return;
+    const GradientRoom room(*this, l, m, share, arena);
+    for (int64_t j = ins.begin; j < ins.end; j += room.columns) {
+      const int64_t columns = std::min(room.columns, ins.end - j);
+      for (int64_t q = 0; q < room.blocks; ++q) {
+        const Range samples = part(m, TERMS, q, room.blocks);
+        Gemm<E> g{};
+        g.m = outs.size();
+        g.a = turned_ds(l, t, i + samples.begin);
+        g.a.data += outs.begin;
+        g.a_block = room.a_block;
+        Matrix<const S> x = rows_from(layer.x, i + samples.begin);
+        if (x.data) x.data += j * x.cs;
+        Weights b(numbers_, x, outs.size(), samples.size(), columns);
+        b.packed = room.inputs;
+        if (x.data) {
+          b.pack(numbers_, {0, columns});
+        } else {
+          Matrix<const S> s = saved(l - 1, i + samples.begin);
+          s.data += j;
+          numbers_.pack_activated(pass_.layers[l - 1].spec, s, samples.size(), columns, b.panel, room.inputs,
+                                  room.activated);
+        }
+        b.use(g, {0, columns});
+        numbers_.added(g, q == 0 && !adds, q + 1 == room.blocks,
+                       {dw + outs.begin * layer.spec.in + j, layer.spec.in, 1}, room.sums);
+      }
+    }
+  }
+
+  // ds(l) as the left operand of dw = ds^T x, from row i on: as it lies, or turned into operands along the batch.
+  Matrix<const E> turned_ds(int l, int64_t t, int64_t i) const {
+    if constexpr (DIRECT) {
+      const Matrix<S> m = ds(l, t, i);
+      return {m.data, 1, m.rs};
+    } else {
+      return {turned_[l] + i / TERMS * ld_turned(l), 1, ld_turned(l)};
+    }
+  }
+  int64_t ld_turned(int l) const { return padded(pass_.layers[l].spec.out, sizeof(E)); }
+  bool turned_ds_is_near(int l) const {
+    const int64_t ld = !DIRECT ? ld_turned(l) : ds_[l].data ? ds_[l].rs : ld_ds(l);
+    return in_place(ld * static_cast<int64_t>(sizeof(E)));
+  }
+  void lay_out_turned(int l, Arena& arena) {
+    if (!DIRECT && pass_.layers[l].wants_dw) turned_[l] = arena.take<E>(operands<E>(pass_.batch) * ld_turned(l));
+  }
+  void turn(int l, int64_t t) const {
+    if constexpr (!DIRECT) {
+      if (!turned_[l]) return;
+      const Range rows = part(pass_.batch, TERMS, t, plan_.threads);
+      if (rows.size() == 0) return;
+      const Matrix<S> from = ds(l, t, rows.begin);
+      E* const to = turned_[l] + rows.begin / TERMS * ld_turned(l);
+      const int64_t n = pass_.layers[l].spec.out;
+      if constexpr (TERMS == 1) {
+        numbers_.make_operands({from.data, from.rs, 1}, rows.size(), n, to, ld_turned(l));
+      } else {
+        numbers_.pack({from.data, from.rs, 1}, rows.size(), n, ld_turned(l), to);
+      }
+    }
+  }
+
+  // f(arena) with the thread's own scratch memory, the same for whatever it does next: on its stack where that will do.
+  static constexpr size_t ON_STACK = 64 * 1024;
+  template <class F>
+  void with_scratch(int64_t t, F f) const {
+    if (scratch_) {
+      f(Arena(scratch_ + t * static_cast<int64_t>(scratch_size_)));
+    } else {
+      alignas(64) char memory[ON_STACK];
+      f(Arena(memory));
+    }
+  }
+  template <class F>
+  void lay_out_scratch(Arena& arena, F most) {
+    scratch_size_ = 0;
+    most([&](auto room) {
+      Arena count(nullptr);
+      room(count);
+      scratch_size_ = std::max(scratch_size_, count.used());
+    });
+    scratch_ = nullptr;
+    if (scratch_size_ > ON_STACK) {
+      scratch_ = arena.take<char>(plan_.threads * static_cast<int64_t>(scratch_size_));
+    }
+  }
+
+  // Rows and Tiles: a thread's rows go through all layers, chunk by chunk.
+  void by_rows(const Parallel& parallel, Memory& memory) {
+    const int64_t threads = plan_.threads;
+    const bool sums_dw = split_ == GradientSplit::Rows;
+    for (int l = pass_.depth - 1; l >= lowest_; --l) {
+      if (pass_.layers[l].wants_dw) memory.begin(l);
+    }
+    if (pass_.wants_dx) memory.begin_dx();
+    bool packs = false;
+    for (int l = lowest_; l < pass_.depth; ++l) {
+      const LayerSpec& spec = pass_.layers[l].spec;
+      if (has_product(l)) weights_[l] = {numbers_, pass_.layers[l].w, plan_.chunk, spec.out, spec.in};
+      packs = packs || weights_[l].panel;
+    }
+    const Workspace workspace(memory, [&](Arena& arena) {
+      int64_t widest = 0;
+      for (int l = lowest_; l < pass_.depth; ++l) {
+        const LayerSpec& spec = pass_.layers[l].spec;
+        weights_[l].packed = arena.take<E>(weights_[l].room(spec.in));
+        if (!sums_dw && !(dy_is_ds_ && l + 1 == pass_.depth)) {
+          ds_[l] = {arena.take<S>(pass_.batch * ld_ds(l)), ld_ds(l), 1};
+        }
+        lay_out_turned(l, arena);
+        if (sums_dw && pass_.layers[l].wants_dw) partial_[l] = arena.take<T>((threads - 1) * spec.out * spec.in);
+        if (sums_dw && !ds_[l].data) widest = std::max(widest, ld_ds(l));
+      }
+      ring_size_ = plan_.chunk * widest;
+      ring_ = arena.take<S>(threads * 2 * ring_size_);
+      lay_out_scratch(arena, [&](auto most) {
+        for (int l = lowest_; l < pass_.depth; ++l) {
+          const LayerSpec& spec = pass_.layers[l].spec;
+          if (has_product(l)) most([&](Arena& a) { ProductRoom(*this, l, plan_.chunk, spec.in, 0, a); });
+          if (!pass_.layers[l].wants_dw) continue;
+          for (int64_t t = 0; t < (sums_dw ? 1 : threads); ++t) {
+            const Share share = sums_dw ? Share{{0, spec.out}, {0, spec.in}} : share_of_dw(l, t);
+            if (share.outs.size() && share.ins.size()) {
+              most([&](Arena& a) { GradientRoom(*this, l, sums_dw ? plan_.chunk : pass_.batch, share, a); });
+            }
+          }
+        }
+      });
+    });
+    if (packs) {
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = lowest_; l < pass_.depth; ++l) {
+          if (weights_[l].panel) weights_[l].pack(numbers_, part(weights_[l].n, weights_[l].panel, t, threads));
+        }
+      });
+    }
+    run(parallel, threads, [&](int64_t t) { chain(t); });
+    if (!sums_dw) {
+      if (!DIRECT) {
+        run(parallel, threads, [&](int64_t t) {
+          for (int l = lowest_; l < pass_.depth; ++l) turn(l, t);
+        });
+      }
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
+      });
+    } else if (threads > 1) {
+      if constexpr (DIRECT) {
+        run(parallel, threads, [&](int64_t t) {
+          for (int l = lowest_; l < pass_.depth; ++l) {
+            if (!partial_[l]) continue;
+            const int64_t size = pass_.layers[l].spec.out * pass_.layers[l].spec.in;
+            for (int64_t u = 0; u + 1 < threads; ++u) {
+              add(pass_.layers[l].dw, partial_[l] + u * size, part(size, 16, t, threads));
+            }
+          }
+        });
+      }
+    }
+    for (int l = pass_.depth - 1; l >= lowest_; --l) memory.end(l);
+  }
+  void chain(int64_t t) const {
+    for (int l = lowest_; l < pass_.depth; ++l) clear_db(l, t, {0, pass_.layers[l].spec.out});
+    const Range rows = rows_of(t);
+    for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+      const int64_t m = std::min(plan_.chunk, rows.end - i);
+      last_ds(t, {i, i + m}, {0, pass_.layers[pass_.depth - 1].spec.out});
+      for (int l = pass_.depth - 1; l >= lowest_; --l) {
+        const BackwardLayer<S>& layer = pass_.layers[l];
+        const LayerSpec& spec = layer.spec;
+        if constexpr (DIRECT) {
+          if (split_ == GradientSplit::Rows && layer.wants_dw) {
+            S* sum = t == 0 ? layer.dw : partial_[l] + (t - 1) * spec.out * spec.in;
+            with_scratch(t, [&](Arena arena) {
+              gradient(l, t, i, m, {{0, spec.out}, {0, spec.in}}, sum, i > rows.begin, arena);
+            });
+          }
+        }
+        if (!has_product(l)) continue;
+        with_scratch(t, [&](Arena arena) {
+          product(l, t, i, m, {0, spec.in}, weights_[l], 0, ProductRoom(*this, l, plan_.chunk, spec.in, 0, arena));
+        });
+      }
+    }
+  }
+  void tile_of_dw(int l, int64_t t) const {
+    const BackwardLayer<S>& layer = pass_.layers[l];
+    if (!layer.wants_dw) return;
+    with_scratch(t, [&](Arena arena) { gradient(l, t, 0, pass_.batch, share_of_dw(l, t), layer.dw, false, arena); });
+  }
+
+  // Layers: dw(l), then ds(l-1), which may take the place of x(l-1); so that nothing lives longer than it must.
+  void by_layers(const Parallel& parallel, Memory& memory) {
+    const int64_t threads = plan_.threads;
+    const int last = pass_.depth - 1;
+    std::optional<Workspace> rooms[2];
+    const auto make_room = [&](int l) {
+      if (ds_[l].data) return;
+      rooms[l % 2].emplace(memory,
+                           [&](Arena& arena) { ds_[l] = {arena.take<S>(pass_.batch * ld_ds(l)), ld_ds(l), 1}; });
+    };
+    make_room(last);
+    const auto top = [&](int64_t t) {
+      const Range columns = part(pass_.layers[last].spec.out, 16, t, threads);
+      clear_db(last, 0, columns);
+      last_ds(0, {0, pass_.batch}, columns);
+    };
+    if (!dy_is_ds_) run(parallel, threads, top);
+    for (int l = last; l >= lowest_; --l) {
+      const BackwardLayer<S>& layer = pass_.layers[l];
+      const bool sums_db = dy_is_ds_ && l == last, own = owns_columns(l);
+      std::optional<Workspace> turned;
+      if (!DIRECT && layer.wants_dw) {
+        turned.emplace(memory, [&](Arena& arena) { lay_out_turned(l, arena); });
+        run(parallel, threads, [&](int64_t t) { turn(l, t); });
+      }
+      if (layer.wants_dw) memory.begin(l);
+      if (l > 0 && has_product(l)) make_room(l - 1);
+      if (own && l > 0) {
+        const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Both); });
+        run(parallel, threads, [&](int64_t t) {
+          if (sums_db) top(t);
+          tile_of_dw(l, t);
+          if (has_product(l)) columns_of_product(l, t);
+        });
+      } else {
+        {
+          const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Gradient); });
+          run(parallel, threads, [&](int64_t t) {
+            if (sums_db) top(t);
+            tile_of_dw(l, t);
+          });
+        }
+        turned.reset();
+        if (has_product(l)) {
+          if (l == 0) memory.begin_dx();
+          const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Product); });
+          if (own) {
+            run(parallel, threads, [&](int64_t t) { columns_of_product(l, t); });
+          } else {
+            rows_of_products(l, parallel);
+          }
+        }
+      }
+      memory.end(l);
+      rooms[l % 2].reset();
+    }
+  }
+  enum class Part { Gradient, Product, Both };
+  void lay_out_layer(Arena& arena, int l, Part what) {
+    const LayerSpec& spec = pass_.layers[l].spec;
+    const bool own = owns_columns(l);
+    if (!own && what == Part::Product) {
+      weights_[l] = {numbers_, pass_.layers[l].w, plan_.chunk, spec.out, spec.in};
+      weights_[l].packed = arena.take<E>(weights_[l].room(spec.in));
+    }
+    lay_out_scratch(arena, [&](auto most) {
+      for (int64_t t = 0; t < plan_.threads; ++t) {
+        const Share share = share_of_dw(l, t);
+        if (what != Part::Product && pass_.layers[l].wants_dw && share.outs.size() && share.ins.size()) {
+          most([&](Arena& a) { GradientRoom(*this, l, pass_.batch, share, a); });
+        }
+        if (what == Part::Gradient || !has_product(l)) continue;
+        if (own) {
+          const Columns at_once = columns_at_once(l, columns_of(l, t));
+          most([&](Arena& a) { ProductRoom(*this, l, at_once.rows, at_once.columns, at_once.packed, a); });
+        } else {
+          most([&](Arena& a) { ProductRoom(*this, l, plan_.chunk, spec.in, 0, a); });
+        }
+      }
+    });
+  }
+
+  // A thread's columns of a product: as many at once, and as much of the sum, as there is room to pack.
+  struct Columns {
+    int64_t rows, columns, depth, packed;
+  };
+  Columns columns_at_once(int l, Range share) const {
+    const LayerSpec& spec = pass_.layers[l].spec;
+    const bool by_chunk = !reads_ds(l) || needs_sums(l);
+    const int64_t rows = by_chunk ? plan_.chunk : pass_.batch;
+    const Weights all(numbers_, pass_.layers[l].w, rows, spec.out, share.size());
+    if (all.panel == 0) return {rows, share.size(), spec.out, 0};
+    // ds(l-1) in the place of x(l-1) leaves room for it; beside dx there is little.
+    const int64_t depth = l > 0 || by_chunk ? spec.out : std::min(spec.out, numbers_.kc() * TERMS);
+    const Weights w(numbers_, pass_.layers[l].w, rows, depth, share.size());
+    const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
+    const int64_t bytes = l > 0 ? (input / 2 + thresholds().packed_bytes) / plan_.threads : int64_t{ON_STACK};
+    const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
+    const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);
+    return {rows, columns, depth, w.room(columns)};
+  }
+  void columns_of_product(int l, int64_t t) const {
+    const Range share = columns_of(l, t);
+    if (share.size() == 0) return;
+    const Columns at_once = columns_at_once(l, share);
+    if (l > 0) clear_db(l - 1, 0, share);
+    with_scratch(t, [&](Arena arena) {
+      const ProductRoom room(*this, l, at_once.rows, at_once.columns, at_once.packed, arena);
+      const int64_t out = pass_.layers[l].spec.out;
+      for (int64_t j = share.begin; j < share.end; j += at_once.columns) {
+        const Range columns{j, std::min(j + at_once.columns, share.end)};
+        for (int64_t p = 0; p < out; p += at_once.depth) {
+          Matrix<const S> w = rows_from(pass_.layers[l].w, p);
+          w.data += j * w.cs;
+          Weights some(numbers_, w, at_once.rows, std::min(at_once.depth, out - p), columns.size());
+          some.packed = room.packed;
+          some.pack(numbers_, {0, columns.size()});
+          for (int64_t i = 0; i < pass_.batch; i += at_once.rows) {
+            product(l, 0, i, std::min(at_once.rows, pass_.batch - i), columns, some, p, room);
+          }
+        }
+      }
+    });
+  }
+  // The same by rows.
+  void rows_of_products(int l, const Parallel& parallel) const {
+    const int64_t threads = plan_.threads, in = pass_.layers[l].spec.in;
+    const Weights& w = weights_[l];
+    if (w.panel) run(parallel, threads, [&](int64_t t) { w.pack(numbers_, part(in, w.panel, t, threads)); });
+    run(parallel, threads, [&](int64_t t) {
+      if (l > 0) clear_db(l - 1, t, {0, in});
+      with_scratch(t, [&](Arena arena) {
+        const ProductRoom room(*this, l, plan_.chunk, in, 0, arena);
+        const Range rows = rows_of(t);
+        for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+          product(l, t, i, std::min(plan_.chunk, rows.end - i), {0, in}, w, 0, room);
+        }
+      });
+    });
+  }
+
+  const Numbers<S, E> numbers_;
+  const Plan& plan_;
+  const Backward<S>& pass_;
+  const GradientSplit split_;
+  int lowest_;     // the lowest layer whose ds is needed
+  bool dy_is_ds_;  // ds(L) is dy where it lies
+  std::vector<Weights> weights_;
+  std::vector<Matrix<S>> ds_;  // null: a chunk at a time, in ring_
+  std::vector<E*> turned_;
+  std::vector<T*> partial_, db_;
+  S* ring_ = nullptr;
+  int64_t ring_size_ = 0;
+  char* scratch_ = nullptr;
+  size_t scratch_size_ = 0;
+};
+
+template <class S, class K>
+void backward_with(const K& kernels, const Plan& plan, const Backward<S>& pass, const Parallel& parallel,
+                   Memory& memory) {
+  if (pass.batch > 0) {
+    with_numbers(kernels, [&](const auto& numbers) { BackwardRun(numbers, plan, pass)(parallel, memory); });
+    return;
+  }
+  if (pass.wants_dx) memory.begin_dx();
+  for (int l = 0; l < pass.depth; ++l) {
+    const BackwardLayer<S>& layer = pass.layers[l];
+    if (layer.wants_dw) {
+      memory.begin(l);
+      std::fill(layer.dw, layer.dw + layer.spec.out * layer.spec.in, S{});
+    }
+    if (layer.db) std::fill(layer.db, layer.db + layer.spec.out, S{});
+  }
+}
+
+}  // namespace
+
+template <class T>
+void backward(const Kernels<T>& kernels, const Plan& plan, const Backward<T>& pass, const Parallel& parallel,
+              Memory& memory) {
+  backward_with(kernels, plan, pass, parallel, memory);
+}
+template <class S>
+void backward(const HalfKernels<S>& kernels, const Plan& plan, const Backward<S>& pass, const Parallel& parallel,
+              Memory& memory) {
+  backward_with(kernels, plan, pass, parallel, memory);
+}
+
+#define PYPERC_INSTANTIATE(KERNELS, S) \
+  template void backward<S>(const KERNELS<S>&, const Plan&, const Backward<S>&, const Parallel&, Memory&);
+PYPERC_INSTANTIATE(Kernels, float)
+PYPERC_INSTANTIATE(Kernels, double)
+PYPERC_INSTANTIATE(HalfKernels, BFloat16)
+PYPERC_INSTANTIATE(HalfKernels, Half)
+
+}  // namespace pyperc

@@ -1,0 +1,203 @@
+// The forward pass of the whole network: the loop over layers, who computes what, and the workspace.
+#include <vector>
+
+#include "numbers.h"
+
+namespace pyperc {
+
+namespace {
+
+template <class S, class E>
+class ForwardRun {
+ public:
+  ForwardRun(const Numbers<S, E>& numbers, const Plan& plan, const Forward<S>& pass)
+      : numbers_(numbers), plan_(plan), pass_(pass), weights_(pass.depth), biases_(pass.depth) {
+    for (int l = 0; l < pass.depth; ++l) {
+      const LayerSpec& spec = pass.layers[l].spec;
+      if (!dots(l)) weights_[l] = {numbers, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out};
+    }
+    // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed.
+    for (int l = 0; l < pass.depth; l = segment_end(l)) {
+      if (l > 0 && !stored(l).data) whole_ = true;
+    }
+  }
+
+  void operator()(const Parallel& parallel, Memory& memory) {
+    const Workspace workspace(memory, [&](Arena& arena) { lay_out(arena); });
+    const int64_t threads = plan_.threads;
+    if (plan_.split == Split::Columns) {
+      enter(0, 0, 0, pass_.batch);
+      for (int l = 0; l < pass_.depth; ++l) {
+        run(parallel, threads, [&](int64_t t) {
+          const Range columns = part(pass_.layers[l].spec.out, unit(l), t, threads);
+          if (columns.size() == 0) return;
+          prepare(l, columns);
+          layer(l, 0, 0, pass_.batch, columns);
+        });
+      }
+      return;
+    }
+    for (int first = 0, end; first < pass_.depth; first = end) {
+      end = segment_end(first);
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = first; l < end; ++l) prepare(l, part(pass_.layers[l].spec.out, unit(l), t, threads));
+      });
+      run(parallel, threads, [&](int64_t t) {
+        const Range rows = part(pass_.batch, 1, t, threads);
+        for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+          const int64_t m = std::min(plan_.chunk, rows.end - i);
+          enter(first, t, i, m);
+          for (int l = first; l < end; ++l) layer(l, t, i, m, {0, pass_.layers[l].spec.out});
+        }
+      });
+    }
+  }
+
+ private:
+  bool dots(int l) const { return reads_rows(numbers_.kernels, plan_, pass_.layers[l].w); }
+  int64_t unit(int l) const { return dots(l) ? 1 : weights_[l].unit(numbers_.tile()); }
+
+  // Layers whose weights are packed together: as many as the plan has room for, and where columns are shared, one.
+  int segment_end(int first) const {
+    int l = first;
+    int64_t bytes = 0;
+    do {
+      bytes += packed_room(l) * static_cast<int64_t>(sizeof(E));
+    } while (++l < pass_.depth && plan_.split == Split::Rows &&
+             bytes + packed_room(l) * static_cast<int64_t>(sizeof(E)) <= plan_.packed_bytes);
+    return l;
+  }
+  int64_t packed_room(int l) const { return dots(l) ? 0 : weights_[l].room(pass_.layers[l].spec.out); }
+
+  void lay_out(Arena& arena) {
+    int64_t packed = 0, widest[2] = {0, 0}, sums = 0;
+    for (int first = 0, end; first < pass_.depth; first = end) {
+      end = segment_end(first);
+      int64_t together = 0;
+      for (int l = first; l < end; ++l) together += packed_room(l);
+      packed = std::max(packed, together);
+    }
+    E* const all = arena.take<E>(packed);
+    for (int first = 0, end; first < pass_.depth; first = end) {
+      end = segment_end(first);
+      int64_t taken = 0;
+      for (int l = first; l < end; taken += packed_room(l++)) weights_[l].packed = all + taken;
+    }
+    for (int l = 0; l < pass_.depth; ++l) {
+      const LayerSpec& spec = pass_.layers[l].spec;
+      if (!numbers_.DIRECT && pass_.layers[l].b) biases_[l] = arena.take<Sum<E>>(spec.out);
+      if (!in_place(l)) widest[l % 2] = std::max(widest[l % 2], padded(operands<E>(spec.in), sizeof(E)));
+      if (!numbers_.DIRECT && operands<E>(spec.in) > numbers_.kc()) sums = std::max(sums, spec.out);
+    }
+    const int64_t rows = (plan_.split == Split::Rows ? plan_.threads : 1) * plan_.chunk;
+    for (int parity = 0; parity < 2; ++parity) {
+      buffers_[parity] = {arena.take<E>((whole_ ? pass_.batch : rows) * widest[parity]), widest[parity], 1};
+    }
+    ld_sums_ = padded(sums, sizeof(Sum<E>));
+    sums_ = arena.take<Sum<E>>(rows * ld_sums_);
+  }
+
+  // What layer l reads, where it lies in memory; null for a hidden x that nobody keeps.
+  Matrix<const S> stored(int l) const {
+    if (l == 0) return pass_.x;
+    const Matrix<S>& x = pass_.layers[l - 1].x;
+    return {x.data, x.rs, x.cs};
+  }
+  // Whether the kernels read it there: not where rows share cache sets.
+  bool in_place(int l) const {
+    const Matrix<const S> x = stored(l);
+    if (!x.data) return false;
+    if (numbers_.DIRECT && l > 0) return true;  // a buffer of our own, padded
+    if (numbers_.DIRECT && x.rs == 1 && x.cs != 1) return !dots(l);
+    const bool collides = x.rs * static_cast<int64_t>(sizeof(S)) % 4096 == 0 && !dots(l);
+    return numbers_.is_operand(x, pass_.layers[l].spec.in) && !collides;
+  }
+  Matrix<E> buffer(int l, int64_t t, int64_t i) const {
+    const Matrix<E>& b = buffers_[l % 2];
+    return {b.data + (whole_ ? i : t * plan_.chunk) * b.rs, b.rs, 1};
+  }
+  Matrix<const E> operand(int l, int64_t t, int64_t i) const {
+    if (in_place(l)) return numbers_.as_operand(rows_from(stored(l), i));
+    const Matrix<E> b = buffer(l, t, i);
+    return {b.data, b.rs, 1};
+  }
+  // Rows [i, i + m) of what a segment begins with.
+  void enter(int l, int64_t t, int64_t i, int64_t m) const {
+    if (in_place(l) || (l > 0 && whole_)) return;
+    const Matrix<E> to = buffer(l, t, i);
+    numbers_.make_operands(rows_from(stored(l), i), m, pass_.layers[l].spec.in, to.data, to.rs);
+  }
+
+  void prepare(int l, Range columns) const {
+    if (columns.size() == 0) return;
+    if (!dots(l)) weights_[l].pack(numbers_, columns);
+    if constexpr (!Numbers<S, E>::DIRECT) {
+      if (biases_[l]) {
+        numbers_.kernels.widen(1, columns.size(), pass_.layers[l].b + columns.begin, 0, biases_[l] + columns.begin, 0);
+      }
+    }
+  }
+
+  void layer(int l, int64_t t, int64_t i, int64_t m, Range columns) const {
+    const ForwardLayer<S>& layer = pass_.layers[l];
+    const Sum<E>* bias = biases_[l];
+    if constexpr (Numbers<S, E>::DIRECT) bias = layer.b;
+    Gemm<E> g{};
+    g.m = m;
+    g.a = operand(l, t, i);
+    g.init = bias ? bias + columns.begin : nullptr;
+    const S* rows_of_w = nullptr;
+    if (dots(l)) {
+      rows_of_w = layer.w.data + columns.begin * layer.w.rs;
+      g.n = columns.size();
+      g.k = layer.spec.in;
+      g.ldb = layer.w.rs;
+    } else {
+      weights_[l].use(g, columns);
+    }
+    Matrix<E> next;
+    if (l + 1 < pass_.depth && !in_place(l + 1)) next = buffer(l + 1, t, i);
+    const auto from_row = [&](const Matrix<S>& x) { return Matrix<S>{x.data ? x.data + i * x.rs : nullptr, x.rs, 1}; };
+    numbers_.activated(g, rows_of_w, layer.spec, columns.begin, from_row(layer.s), from_row(layer.x), next,
+                       {sums_ + t * plan_.chunk * ld_sums_ + columns.begin, ld_sums_, 1});
+  }
+
+  const Numbers<S, E> numbers_;
+  const Plan& plan_;
+  const Forward<S>& pass_;
+  bool whole_ = false;  // the buffers hold the whole batch, not a chunk for each thread
+  std::vector<Operand<S, E>> weights_;
+  std::vector<Sum<E>*> biases_;  // widened
+  Matrix<E> buffers_[2];         // what layers 0, 2, ... and 1, 3, ... read, where that is not read in place
+  Sum<E>* sums_ = nullptr;
+  int64_t ld_sums_ = 0;
+};
+
+template <class S, class K>
+void forward_with(const K& kernels, const Plan& plan, const Forward<S>& pass, const Parallel& parallel,
+                  Memory& memory) {
+  if (pass.batch == 0) return;
+  with_numbers(kernels, [&](const auto& numbers) { ForwardRun(numbers, plan, pass)(parallel, memory); });
+}
+
+}  // namespace
+
+template <class T>
+void forward(const Kernels<T>& kernels, const Plan& plan, const Forward<T>& pass, const Parallel& parallel,
+             Memory& memory) {
+  forward_with(kernels, plan, pass, parallel, memory);
+}
+template <class S>
+void forward(const HalfKernels<S>& kernels, const Plan& plan, const Forward<S>& pass, const Parallel& parallel,
+             Memory& memory) {
+  forward_with(kernels, plan, pass, parallel, memory);
+}
+
+#define PYPERC_INSTANTIATE(KERNELS, S) \
+  template void forward<S>(const KERNELS<S>&, const Plan&, const Forward<S>&, const Parallel&, Memory&);
+PYPERC_INSTANTIATE(Kernels, float)
+PYPERC_INSTANTIATE(Kernels, double)
+PYPERC_INSTANTIATE(HalfKernels, BFloat16)
+PYPERC_INSTANTIATE(HalfKernels, Half)
+
+}  // namespace pyperc

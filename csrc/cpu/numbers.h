@@ -1,0 +1,386 @@
+// How a network's numbers are stored, S, and multiplied, E, so that one forward and one backward pass serve every
+// dtype. Sums T are Sum<E>.
+//
+//   float32, float64      S = E = T: rows are read where they lie, and a product writes its result where it belongs
+//   bfloat16 in pairs     E = Pair: rows of whole pairs are read where they lie
+//   16 bits, widened      E = float: rows are widened first
+//
+// Of the last two, each tile of a product gets its activation, or derivative, in float32 while it is in the first-level
+// cache, and is rounded once, when it is stored:
+//
+//              gemm             f              narrow
+//   operands  ------>  c, s   ------>  f32   ---------->  x in 16 bits  ->  operands of the next layer
+//
+// dw and db are summed over the whole batch before they are rounded.
+#pragma once
+
+#include <type_traits>
+
+#include "mlp.h"
+#include "pass.h"
+
+namespace pyperc {
+
+// Where a product's sums go while they are not finished: room for its rows and columns.
+template <class E>
+using Sums = Matrix<Sum<E>>;
+
+template <class S, class E>
+struct Numbers;
+
+template <class T>
+struct Numbers<T, T> {
+  using Kernel = Kernels<T>;
+  static constexpr bool DIRECT = true;
+  static constexpr int64_t TERMS = 1;
+  const Kernel& kernels;
+
+  explicit Numbers(const Kernel& k) : kernels(k) {}
+  const Tile& tile() const { return kernels.tile; }
+  int64_t kc() const { return kernels.kc; }
+  int64_t a_block() const { return kernels.a_block; }
+
+  bool is_operand(Matrix<const T> x, int64_t) const { return x.cs == 1; }
+  Matrix<const T> as_operand(Matrix<const T> x) const { return x; }
+  void make_operands(Matrix<const T> x, int64_t rows, int64_t columns, T* to, int64_t ld) const {
+    copy_rows(x, rows, columns, to, ld);
+  }
+  void pack(Matrix<const T> b, int64_t k, int64_t n, int64_t panel, T* packed) const {
+    kernels.pack(b, k, n, panel, packed);
+  }
+  // The same of f(s), an input that was not kept.
+  static constexpr int64_t activated_room(int64_t, int64_t) { return 0; }
+  void pack_activated(const LayerSpec& spec, Matrix<const T> s, int64_t k, int64_t n, int64_t panel, T* packed,
+                      T*) const {
+    for (int64_t j = 0; j < n; j += panel) {
+      const Map<T> map{k,       std::min(panel, n - j), s.data + j, s.rs, packed + j * k, panel, nullptr, 0,
+                       nullptr, spec.parameters};
+      kernels.activate[static_cast<int>(spec.activation)](map);
+    }
+  }
+
+  // s = g and x = f(s), from column `first` on; `next` has x where nobody keeps it. `w`: rows of the weight for `dot`.
+  void activated(Gemm<T>& g, const T* w, const LayerSpec& spec, int64_t first, Matrix<T> s, Matrix<T> x, Matrix<T> next,
+                 Sums<T>) const {
+    const Matrix<T>& out = x.data ? x : next;
+    g.after = After::Activate;
+    g.activation = spec.activation;
+    g.parameters = spec.parameters;
+    g.x = out.data + first;
+    g.ldx = out.rs;
+    g.c = s.data ? s.data + first : g.x;
+    g.ldc = s.data ? s.rs : g.ldx;
+    if (w) {
+      g.b = w;
+      kernels.dot(g);
+    } else {
+      kernels.gemm(g);
+    }
+  }
+
+  // Whether `differentiated` needs sums: where ds takes the place of what f' is read from, they may not lie there.
+  static bool is_same(Matrix<const T> saved, Matrix<const T> ds) { return ds.data && ds.data == saved.data; }
+  bool needs_sums(int64_t k, Matrix<const T> saved, Matrix<const T> ds) const {
+    return k > kernels.kc && is_same(saved, ds);
+  }
+  // ds = g * f'(saved) from column `first` on, and db.
+  void differentiated(Gemm<T>& g, const LayerSpec& spec, int64_t first, Matrix<const T> saved, Matrix<T> ds, T* db,
+                      Sums<T> sums) const {
+    g.after = After::Differentiate;
+    g.activation = spec.activation;
+    g.parameters = spec.parameters;
+    g.saved = saved.data ? saved.data + first : nullptr;
+    g.ld_saved = saved.rs;
+    g.db = db ? db + first : nullptr;
+    g.c = ds.data + first;
+    g.ldc = ds.rs;
+    if (is_same(saved, {ds.data, ds.rs, 1})) {
+      g.x = g.c;
+      g.ldx = g.ldc;
+      g.c = g.k > kernels.kc ? sums.data : nullptr;
+      g.ldc = sums.rs;
+    }
+    kernels.gemm(g);
+  }
+  // One block of a sum over several, or all of it: out += g, or out = g for the first.
+  static constexpr bool SUMS_OUTSIDE = false;
+  void added(Gemm<T>& g, bool first, bool, Matrix<T> out, Sums<T>) const {
+    g.c = out.data;
+    g.ldc = out.rs;
+    g.init = first ? nullptr : g.c;
+    g.ld_init = g.ldc;
+    kernels.gemm(g);
+  }
+
+  // ds = dy * f'(saved) and db, for rows and columns; without ds, db alone.
+  void differentiate(const LayerSpec& spec, Matrix<const T> dy, int64_t rows, int64_t columns, Matrix<const T> saved,
+                     Matrix<T> ds, T* db) const {
+    T room[Tile::MOST_ELEMENTS];
+    if (dy.cs != 1) {
+      // In pieces, since ds may lie where f' is still to be read from.
+      constexpr int64_t ROWS = 16, COLUMNS = Tile::MOST_ELEMENTS / ROWS;
+      for (int64_t i = 0; i < rows; i += ROWS) {
+        for (int64_t j = 0; j < columns; j += COLUMNS) {
+          const int64_t m = std::min(ROWS, rows - i), n = std::min(COLUMNS, columns - j);
+          const auto at = [&](const auto& x) { return x.data ? x.data + i * x.rs + j : nullptr; };
+          copy_rows<T>({dy.data + i * dy.rs + j * dy.cs, dy.rs, dy.cs}, m, n, room, COLUMNS);
+          differentiate(spec, {room, COLUMNS, 1}, m, n, {at(saved), saved.rs, 1}, {at(ds), ds.rs, 1},
+                        db ? db + j : nullptr);
+        }
+      }
+      return;
+    }
+    const int64_t step = ds.data ? columns : Tile::MOST_ELEMENTS;
+    if (!ds.data) ds.rs = 0;  // one row for all, which nobody reads
+    for (int64_t j = 0; j < columns; j += step) {
+      Map<T> map{
+          rows,  std::min(step, columns - j), dy.data + j,    dy.rs, ds.data ? ds.data + j : room, ds.rs, dy.data + j,
+          dy.rs, db ? db + j : nullptr,       spec.parameters};
+      if (saved.data) {
+        map.saved = saved.data + j;
+        map.ld_saved = saved.rs;
+      }
+      kernels.differentiate[static_cast<int>(spec.activation)](map);
+    }
+  }
+};
+
+// A tile of c as Gemm's `finished` hands it over.
+struct Finished {
+  float* c;
+  int64_t ldc, i, j, rows, columns;
+};
+
+// Of the formats of 16 bits.
+template <class S, class E>
+struct Numbers {
+  using Kernel = HalfKernels<S>;
+  static constexpr bool DIRECT = false;
+  static constexpr int64_t TERMS = Operands<E>::TERMS;
+  const Kernel& kernels;
+  const OperandKernels<S, E>& products;
+
+  explicit Numbers(const Kernel& k) : kernels(k), products(k.template products<E>()) {}
+  const Tile& tile() const { return kernels.tile; }
+  int64_t kc() const { return products.kc; }
+  int64_t a_block() const { return products.a_block; }
+
+  bool is_operand(Matrix<const S> x, int64_t columns) const {
+    return TERMS == 2 && x.cs == 1 && x.rs % 2 == 0 && columns % 2 == 0;
+  }
+  Matrix<const E> as_operand(Matrix<const S> x) const { return {reinterpret_cast<const E*>(x.data), x.rs / TERMS, 1}; }
+  // Rows of any strides as operands at `to`, whose rows lie ld operands apart.
+  void make_operands(Matrix<const S> x, int64_t rows, int64_t columns, E* to, int64_t ld) const {
+    if constexpr (TERMS == 2) {
+      S* pairs = reinterpret_cast<S*>(to);
+      copy_rows(x, rows, columns, pairs, ld * TERMS);
+      if (columns % 2) {
+        for (int64_t i = 0; i < rows; ++i) pairs[i * ld * 2 + columns] = S{};
+      }
+    } else {
+      widen(x, rows, columns, to, ld);
+    }
+  }
+  void pack(Matrix<const S> b, int64_t k, int64_t n, int64_t panel, E* packed) const {
+    products.pack(b, k, n, panel, packed);
+  }
+  static constexpr int64_t activated_room(int64_t k, int64_t panel) { return k * panel; }
+  void pack_activated(const LayerSpec& spec, Matrix<const S> s, int64_t k, int64_t n, int64_t panel, E* packed,
+                      S* room) const {
+    float wide[Tile::MOST_ELEMENTS];
+    for (int64_t j = 0; j < n; j += panel) {
+      const int64_t columns = std::min(panel, n - j);
+      for (int64_t i = 0; i < k; ++i) {
+        kernels.widen(1, columns, s.data + i * s.rs + j, 0, wide, 0);
+        kernels.activate[static_cast<int>(spec.activation)](
+            {1, columns, wide, 0, wide, 0, nullptr, 0, nullptr, spec.parameters});
+        kernels.narrow(1, columns, wide, 0, room + i * columns, 0);
+      }
+      products.pack({room, columns, 1}, k, columns, panel, packed + j * ((k + TERMS - 1) / TERMS));
+    }
+  }
+
+  void activated(Gemm<E>& g, const S* w, const LayerSpec& spec, int64_t first, Matrix<S> s, Matrix<S> x, Matrix<E> next,
+                 Sums<E> sums) const {
+    g.activation = spec.activation;
+    g.parameters = spec.parameters;
+    if (!s.data) g.after = After::Activate;
+    const auto finished = [&](Finished tile) {
+      tile.j += first;
+      if (s.data) {
+        narrow(tile, s);
+        const Map<float> map{tile.rows, tile.columns, tile.c, tile.ldc, tile.c,
+                             tile.ldc,  nullptr,      0,      nullptr,  spec.parameters};
+        kernels.activate[static_cast<int>(spec.activation)](map);
+      }
+      if (x.data) narrow(tile, x);
+      if (next.data) round_operands(tile, next, spec.out);
+    };
+    hand_over(g, finished, w ? g.k : products.kc, sums);
+    if (w) {
+      products.dot(g, w);
+    } else {
+      products.gemm(g);
+    }
+  }
+
+  bool needs_sums(int64_t k, Matrix<const S>, Matrix<const S>) const { return k > products.kc; }
+  void differentiated(Gemm<E>& g, const LayerSpec& spec, int64_t first, Matrix<const S> saved, Matrix<S> ds, float* db,
+                      Sums<E> sums) const {
+    const auto finished = [&](Finished tile) {
+      tile.j += first;
+      differentiate(spec, tile, saved, ds, db);
+      // A line a row, far apart: fetched while the product makes the tile below, as no hardware prefetcher does.
+      if (saved.data) {
+        const int64_t next = tile.i + tile.rows, end = std::min(next + tile.rows, g.m);
+        for (int64_t r = next; r < end; ++r) __builtin_prefetch(saved.data + r * saved.rs + tile.j);
+      }
+    };
+    hand_over(g, finished, products.kc, sums);
+    products.gemm(g);
+  }
+  static constexpr bool SUMS_OUTSIDE = true;
+  void added(Gemm<E>& g, bool first, bool last, Matrix<S> out, Sums<E> sums) const {
+    const auto finished = [&](const Finished& tile) { narrow(tile, out); };
+    g.init = first ? nullptr : sums.data;
+    g.ld_init = sums.rs;
+    if (last) {
+      hand_over(g, finished, products.kc, sums);
+    } else {
+      g.c = sums.data;
+      g.ldc = sums.rs;
+    }
+    products.gemm(g);
+  }
+
+  void differentiate(const LayerSpec& spec, Matrix<const S> dy, int64_t rows, int64_t columns, Matrix<const S> saved,
+                     Matrix<S> ds, float* db) const {
+    constexpr int64_t ROWS = 16, COLUMNS = Tile::MOST_ELEMENTS / ROWS;
+    float block[ROWS * COLUMNS];
+    for (int64_t i = 0; i < rows; i += ROWS) {
+      for (int64_t j = 0; j < columns; j += COLUMNS) {
+        const Finished tile{block, COLUMNS, i, j, std::min(ROWS, rows - i), std::min(COLUMNS, columns - j)};
+        widen({dy.data + i * dy.rs + j * dy.cs, dy.rs, dy.cs}, tile.rows, tile.columns, block, COLUMNS);
+        differentiate(spec, tile, saved, ds, db);
+      }
+    }
+  }
+
+ private:
+  // c is handed over tile by tile to f; by way of `sums` where the sum is too long to stay in one tile.
+  template <class F>
+  static void hand_over(Gemm<E>& g, const F& f, int64_t kc, Sums<E> sums) {
+    if (g.k > kc) {
+      g.c = g.x = sums.data;
+      g.ldc = g.ldx = sums.rs;
+    }
+    g.context = const_cast<F*>(&f);
+    g.finished = [](void* context, float* c, int64_t ldc, int64_t i, int64_t j, int64_t rows, int64_t columns) {
+      (*static_cast<const F*>(context))(Finished{c, ldc, i, j, rows, columns});
+    };
+  }
+  void narrow(const Finished& t, Matrix<S> out) const {
+    kernels.narrow(t.rows, t.columns, t.c, t.ldc, out.data + t.i * out.rs + t.j, out.rs);
+  }
+  void widen(Matrix<const S> x, int64_t rows, int64_t columns, float* to, int64_t ld) const {
+    if (x.cs == 1) {
+      kernels.widen(rows, columns, x.data, x.rs, to, ld);
+      return;
+    }
+    S gathered[Tile::MOST_ELEMENTS];
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; j += Tile::MOST_ELEMENTS) {
+        const int64_t n = std::min<int64_t>(Tile::MOST_ELEMENTS, columns - j);
+        copy_rows<S>({x.data + i * x.rs + j * x.cs, 0, x.cs}, 1, n, gathered, n);
+        kernels.widen(1, n, gathered, n, to + i * ld + j, ld);
+      }
+    }
+  }
+  // Rounds a tile into operands: pairs are the rounded numbers themselves, float32 operands what they widen to.
+  void round_operands(const Finished& t, Matrix<E> to, int64_t all_columns) const {
+    if constexpr (TERMS == 2) {
+      S* rows = reinterpret_cast<S*>(to.data) + t.i * to.rs * 2;
+      kernels.narrow(t.rows, t.columns, t.c, t.ldc, rows + t.j, to.rs * 2);
+      if (all_columns % 2 && t.j + t.columns == all_columns) {
+        for (int64_t i = 0; i < t.rows; ++i) rows[i * to.rs * 2 + all_columns] = S{};
+      }
+    } else {
+      S rounded[Tile::MOST_ELEMENTS];
+      kernels.narrow(t.rows, t.columns, t.c, t.ldc, rounded, t.columns);
+      kernels.widen(t.rows, t.columns, rounded, t.columns, to.data + t.i * to.rs + t.j, to.rs);
+    }
+  }
+  // A tile of float32 dx becomes ds.
+  void differentiate(const LayerSpec& spec, const Finished& tile, Matrix<const S> saved, Matrix<S> ds,
+                     float* db) const {
+    float wide[Tile::MOST_ELEMENTS];
+    Map<float> map{tile.rows, tile.columns, tile.c,   tile.ldc, tile.c,
+                   tile.ldc,  tile.c,       tile.ldc, nullptr,  spec.parameters};
+    if (saved.data) {
+      kernels.widen(tile.rows, tile.columns, saved.data + tile.i * saved.rs + tile.j, saved.rs, wide, tile.columns);
+      map.saved = wide;
+      map.ld_saved = tile.columns;
+    }
+    if (db) map.db = db + tile.j;
+    kernels.differentiate[static_cast<int>(spec.activation)](map);
+    if (ds.data) narrow(tile, ds);
+  }
+};
+
+// f(numbers) with the operands that the kernels have.
+template <class T, class F>
+void with_numbers(const Kernels<T>& kernels, F f) {
+  f(Numbers<T, T>(kernels));
+}
+template <class S, class F>
+void with_numbers(const HalfKernels<S>& kernels, F f) {
+  if (kernels.paired.gemm) {
+    f(Numbers<S, Pair>(kernels));
+  } else {
+    f(Numbers<S, float>(kernels));
+  }
+}
+
+template <class E>
+int64_t operands(int64_t terms) {
+  return (terms + Operands<E>::TERMS - 1) / Operands<E>::TERMS;
+}
+
+// The right-hand side b [k, n] of a product with m rows: read in place, or packed.
+template <class S, class E>
+struct Operand {
+  Matrix<const S> b;
+  int64_t k = 0, n = 0, panel = 0;  // panel 0: in place
+  E* packed = nullptr;
+
+  Operand() = default;
+  Operand(const Numbers<S, E>& numbers, Matrix<const S> matrix, int64_t m, int64_t depth, int64_t columns)
+      : b(matrix), k(depth), n(columns) {
+    if constexpr (Numbers<S, E>::DIRECT) {
+      if (matrix.data && reads_in_place(m, matrix)) return;
+    }
+    panel = numbers.tile().vectors(m) * numbers.tile().width;
+  }
+  // Elements of `packed` for that many of the columns.
+  int64_t room(int64_t columns) const { return panel ? (columns + panel - 1) / panel * panel * operands<E>(k) : 0; }
+  int64_t unit(const Tile& tile) const { return panel ? panel : tile.nr(); }
+  void pack(const Numbers<S, E>& numbers, Range columns) const {
+    if (panel == 0 || columns.size() <= 0) return;
+    numbers.pack({b.data + columns.begin * b.cs, b.rs, b.cs}, k, columns.size(), panel,
+                 packed + columns.begin * operands<E>(k));
+  }
+  void use(Gemm<E>& g, Range columns) const {
+    g.n = columns.size();
+    g.k = operands<E>(k);
+    g.panel = panel;
+    if (panel) {
+      g.b = packed + columns.begin * g.k;
+      g.ldb = g.k * panel;
+    } else if constexpr (Numbers<S, E>::DIRECT) {
+      g.b = b.data + columns.begin;
+      g.ldb = b.rs;
+    }
+  }
+};
+
+}  // namespace pyperc

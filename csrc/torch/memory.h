@@ -1,0 +1,29 @@
+// Workspace from torch's allocator.
+#pragma once
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+
+#include "../core/mlp.h"
+
+namespace pyperc {
+
+// For as long as a pass asks for it.
+class TorchMemory : public Memory {
+ public:
+  void* take(size_t bytes) override {
+    pieces_.push_back(c10::GetCPUAllocator()->allocate(bytes));
+    return pieces_.back().get();
+  }
+  void give_back(void* memory) override {
+    const auto is_it = [&](const c10::DataPtr& piece) { return piece.get() == memory; };
+    pieces_.erase(std::find_if(pieces_.begin(), pieces_.end(), is_it));
+  }
+
+ private:
+  c10::SmallVector<c10::DataPtr, 4> pieces_;
+};
+
+}  // namespace pyperc
