@@ -318,6 +318,9 @@ def tensor_parallel_layers(mesh: DeviceMesh, folder: Path) -> None:
             loss_of(want).backward()
             same_gradients(model, other)
             close(mine(x.grad) if shares else x.grad, mine(z.grad) if shares else z.grad)
+            kinds = ["row", "column"] if isinstance(up, RowwiseParallel) else ["column", "row"]
+            explained = pyperc.explain(model, mine(x) if shares else x).layers
+            assert [layer.note for layer in explained] == [f"DTensors: {kind}" for kind in kinds]
 
 
 @check
