@@ -39,6 +39,7 @@ _PURE_METHODS = {"flatten", "view", "reshape", "softmax", "log_softmax"}
 _LOOPS = {"FOR_ITER", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE", "JUMP_FORWARD"}
 _CHANGES = {"STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "DELETE_ATTR", "DELETE_SUBSCR"}
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
+_IS_CHECK_TRACED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 # The tracer's own code: torch's and Python's.
 _TORCH, _PYTHON = str(Path(inspect.getfile(torch)).parent), str(Path(inspect.getfile(dis)).parent)
 
@@ -81,8 +82,8 @@ class Block(nn.Module):
 
     def _line_to_take(self) -> Line | None:
         if torch.compiler.is_compiling():
-            # Dynamo cannot trace the search, but it can the check, and then compiles anew when that would fail.
-            line: Line | None = self.__dict__.get("_pyperc_line")
+            # Dynamo cannot trace the search, but since 2.12 it can the check, and compiles anew when that would fail.
+            line: Line | None = self.__dict__.get("_pyperc_line") if _IS_CHECK_TRACED else None
             return line if line is not None and line.holds() else None
         return self.line() if ordinary_everywhere_because() is None else None
 

@@ -30,6 +30,8 @@ __all__ = ["ColumnThenRow"]
 _OPS = torch.ops.pyperc
 _SAVED = {info.name: info.saved for info in _C.activations()}
 _IDENTITY: Resolved = ("identity", ())
+# torch 2.11 differentiates the sum over the processes only once, and silently wrong the second time.
+_IS_SUM_DIFFERENTIABLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 WHOLE, ROWS, COLUMNS, SUM = Replicate(), Shard(0), Shard(1), Partial()
 FEATURES = Shard(-1)  # the last dimension, however many there are
 
@@ -127,7 +129,7 @@ def call(
 
     Where tensors lie in another way, a layer is torch's own linear and activation, which know all of them.
     """
-    if not is_sharded(x, weights, biases):
+    if not is_sharded(x, weights, biases) or not _IS_SUM_DIFFERENTIABLE:
         return _C.mlp(x, weights, biases, chain(tuple(layers)))
     start = 0
     while start < len(weights):
