@@ -27,12 +27,24 @@ def _threshold_unit(below: float) -> Callable[[Tensor], Tensor]:
     return lambda s: torch.where(torch.isnan(s), s, torch.where(s >= 0, 1.0, below).to(s.dtype))
 
 
+def _slope(f: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
+    with torch.enable_grad():
+        s = s.detach().requires_grad_()
+        return torch.autograd.grad(f(s).sum(), s)[0]
+
+
 # What torch.nn.functional has no function of that name for. The threshold units are 1 at 0 (lecture 3.1).
 OWN: dict[str, Callable[..., Tensor]] = {
     "identity": lambda s: s.clone(),
     "gelu_tanh": lambda s: F.gelu(s, approximate="tanh"),
     "heaviside": _threshold_unit(0.0),
     "sign": _threshold_unit(-1.0),
+}
+
+# Where torch adds a number near -1 to 1, even in float64.
+UNCANCELLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda s: s * 0.5 * torch.special.erfc(-s * math.sqrt(0.5)),
+    "gelu_tanh": lambda s: s * torch.sigmoid(math.sqrt(8 / math.pi) * (s + 0.044715 * s**3)),
 }
 
 
@@ -58,10 +70,16 @@ class Activation:
     def f(self, s: Tensor) -> Tensor:
         return formula(self.name, self.keywords)(s, **dict(zip(self.keywords, self.parameters, strict=True)))
 
+    def exact(self, s: Tensor) -> Tensor:
+        """f in float64, in a form that does not cancel."""
+        f = UNCANCELLED.get(self.name)
+        return f(s.double()) if f else self.f(s.double())
+
     def df(self, s: Tensor) -> Tensor:
-        with torch.enable_grad():
-            s = s.detach().requires_grad_()
-            return torch.autograd.grad(self.f(s).sum(), s)[0]
+        return _slope(self.f, s)
+
+    def exact_df(self, s: Tensor) -> Tensor:
+        return _slope(self.exact, s.double())
 
     def __str__(self) -> str:
         default = next(i.defaults for i in _C.activations() if i.name == self.name)

@@ -104,13 +104,23 @@ def local_maximum(error: Tensor, radius: int = 512) -> Tensor:
 def test_float32_is_within_4_ulp_or_twice_torchs_error(isa: str, activation: Activation) -> None:
     """Where torch's float32 result is the rounded float64 one everywhere (relu, ...), so must the kernel's be."""
     for s in (float32_sweep(8191), around(F32)):
-        got, own, reference = kernel(activation, s), activation.f(s), activation.f(s.double())
+        got, own, reference = kernel(activation, s), activation.f(s), activation.exact(s)
         assert torch.equal(torch.isnan(got), torch.isnan(reference))
         torch_error = ulps(own, reference)
         exact = torch.equal(own, reference.float())
         allowed = torch.zeros(1) if exact else 4 + 2 * local_maximum(torch_error)
         error = ulps(got, reference.float().double() if exact else reference)
         assert (error <= allowed).all(), worst(s, got, reference, error - allowed)
+
+
+def test_gelu_keeps_its_tail(isa: str) -> None:
+    """Relative to the exact value, where 1 + erf has nothing left of it."""
+    s = torch.linspace(-5, -3, 10_007)
+    gelu = named("gelu")
+    got, reference = kernel(gelu, s), gelu.exact(s)
+    error = (got / reference - 1).abs()
+    assert error.max() <= 2**-9, worst(s, got, reference, error)
+    assert (kernel(gelu, torch.tensor([-12.0, -1e3, -1e30])) == 0).all()
 
 
 @EVERY_ACTIVATION

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mpmath import cos, erf, erfc, expm1, log, log1p, lu_solve, matrix, mp, mpf, pi, sqrt, tanh
+from mpmath import cos, erfc, expm1, log, log1p, lu_solve, matrix, mp, mpf, pi, sqrt, tanh
 
 mp.dps = 70
 POINTS = 160
@@ -30,12 +30,18 @@ class Polynomial(NamedTuple):
     doubles: int  # number of coefficients for double
 
 
-def erf_exponent(x: mpf) -> mpf:
-    return log(erfc(x)) / x + 1
+def tail(a: mpf) -> mpf:
+    """Phi(-a) of the normal law."""
+    return erfc(a / sqrt(mpf(2))) / 2
 
 
-def erf_weight(x: mpf) -> mpf:
-    return x * erfc(x) / erf(x)
+def exponent(a: mpf) -> mpf:
+    return (log(tail(a), 2) + 1) / a
+
+
+def far(power: str) -> Callable[[mpf], mpf]:
+    """How much a relative error of Phi(-a) counts: less, the smaller Phi(-a) is."""
+    return lambda a: (2 * tail(a)) ** mpf(power)
 
 
 POLYNOMIALS = [
@@ -63,9 +69,11 @@ POLYNOMIALS = [
         8,
         18,
     ),
-    # erfc(x) = e^(x (c(x) - 1)); the weight is d erf / dc, relative to erf. erf rounds to 1 from 4 and from 6 on.
-    Polynomial("erf", erf_exponent, erf_weight, mpf(2) ** -30, mpf(4), 9, 0),
-    Polynomial("erf", erf_exponent, erf_weight, mpf(2) ** -30, mpf(6), 0, 24),
+    # 2^r = 1 + r c(r); |r| <= 1/2, and a little for rounding.
+    Polynomial("exp2", lambda r: (2**r - 1) / r, lambda r: abs(r) / 2**r, mpf(-0.5005), mpf(0.50051), 5, 11),
+    # Phi(-a) = 2^(-1 + a c(a)); the weight is d Phi / dc, relative to Phi, and less in the tail.
+    Polynomial("exponent", exponent, lambda a: LN2 * a * far("0.7")(a), mpf(2) ** -30, mpf(13.3), 8, 0),
+    Polynomial("exponent", exponent, lambda a: LN2 * a * far("0.9")(a), mpf(2) ** -30, mpf(38), 0, 25),
 ]
 
 

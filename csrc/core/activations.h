@@ -2,8 +2,9 @@
 // here.
 //
 // An activation is x = f(s). `f` and `backward` are written once over a value type V, which a backend supplies with the
-// operators + - * / and comparisons, and with where, zeros_like, exp, expm1, log1p, tanh, sigmoid and erf, found by
-// argument-dependent lookup: a SIMD vector, a float on a GPU, or a torch tensor (for derivatives of any order).
+// operators + - * / and comparisons, and with where, zeros_like, exp, expm1, log1p, tanh, sigmoid and normal_law (whose
+// result has members cdf and pdf), found by argument-dependent lookup: a SIMD vector, a float on a GPU, or a torch
+// tensor (for derivatives of any order).
 //   f(s, p)               the activation
 //   backward(dx, saved, p) ds = dx * f'(s), where `saved` is x for Saved::Output, s for Saved::Summation, anything for
 //   Saved::Nothing.
@@ -139,49 +140,53 @@ struct Sigmoid : ActivationDefaults {
   }
 };
 
-// s Phi(s), Phi the distribution function of the normal law.
+// s Phi(s), Phi the distribution function of the normal law; a tensor's is composed of torch's own operations.
 struct Gelu : ActivationDefaults {
   static constexpr const char* name = "gelu";
   static constexpr Saved saved = Saved::Summation;
-  static constexpr double SQRT_HALF = 0.70710678118654752440;
-  static constexpr double INV_SQRT_2PI = 0.39894228040143267794;
   template <class V>
   static PYPERC_INLINE V f(V s, const Parameters&) {
-    return s * 0.5 * (erf(s * SQRT_HALF) + 1.0);
+    return s * normal_law(s).cdf;
   }
   template <class V>
   static PYPERC_INLINE V backward(V dx, V s, const Parameters&) {
-    const V cdf = (erf(s * SQRT_HALF) + 1.0) * 0.5;
-    const V pdf = exp(s * s * -0.5) * INV_SQRT_2PI;
+    const auto [cdf, pdf] = normal_law(s);
     return dx * (cdf + s * pdf);
   }
 };
 
-// gelu(approximate="tanh"): s/2 (1 + tanh(sqrt(2/pi) (s + 0.044715 s^3))), Hendrycks and Gimpel, 2016.
+// gelu(approximate="tanh"): s/2 (1 + tanh(u)) = s sigmoid(2u), u = sqrt(2/pi) (s + 0.044715 s^3); Hendrycks and Gimpel,
+// 2016. In this form nothing cancels where s < 0.
 struct GeluTanh : ActivationDefaults {
   static constexpr const char* name = "gelu_tanh";
   static constexpr Saved saved = Saved::Summation;
-  static constexpr double SQRT_2_OVER_PI = 0.79788456080286535588;
+  static constexpr double TWICE_SQRT_2_OVER_PI = 1.59576912160573071176;
   static constexpr double CUBIC = 0.044715;
   template <class V>
   static PYPERC_INLINE V f(V s, const Parameters&) {
-    return s * 0.5 * (tanh((s + s * s * s * CUBIC) * SQRT_2_OVER_PI) + 1.0);
+    return s * gate(s, s * s);
   }
   template <class V>
   static PYPERC_INLINE V backward(V dx, V s, const Parameters&) {
-    const V t = tanh((s + s * s * s * CUBIC) * SQRT_2_OVER_PI);
-    const V slope = (s * s * (3.0 * CUBIC) + 1.0) * SQRT_2_OVER_PI;
-    return dx * ((t + 1.0) * 0.5 + s * 0.5 * (1.0 - t * t) * slope);
+    const V s2 = s * s, g = gate(s, s2);
+    const V slope = (s2 * (3.0 * CUBIC) + 1.0) * TWICE_SQRT_2_OVER_PI;
+    return dx * (g + s * (g * (1.0 - g)) * slope);
+  }
+
+ private:
+  template <class V>
+  static PYPERC_INLINE V gate(V s, V s2) {
+    return sigmoid((s2 * CUBIC + 1.0) * TWICE_SQRT_2_OVER_PI * s);
   }
 };
 
-// s sigmoid(s), written as torch writes it: -inf gives NaN.
+// s sigmoid(s): -inf gives NaN, as it does in torch.
 struct Silu : ActivationDefaults {
   static constexpr const char* name = "silu";
   static constexpr Saved saved = Saved::Summation;
   template <class V>
   static PYPERC_INLINE V f(V s, const Parameters&) {
-    return s / (exp(zeros_like(s) - s) + 1.0);
+    return s * sigmoid(s);
   }
   template <class V>
   static PYPERC_INLINE V backward(V dx, V s, const Parameters&) {

@@ -5,14 +5,22 @@ template <class T, class A>
 void activate(const Map<T>& g) {
   constexpr int W = WIDTH<T>;
   const Parameters parameters = g.parameters;
+  const int64_t columns = g.columns;
+  const auto f = [&](Vector<T> s) __attribute__((always_inline)) { return A::f(Value<T>(s), parameters).v; };
   for (int64_t i = 0; i < g.rows; ++i) {
     const T* in = g.in + i * g.ld_in;
     T* out = g.out + i * g.ld_out;
     int64_t j = 0;
-    for (; j + W <= g.columns; j += W) store(out + j, A::f(Value<T>(load(in + j)), parameters).v);
-    if (const int tail = static_cast<int>(g.columns - j)) {
-      store_partial(out + j, A::f(Value<T>(load_partial(in + j, tail)), parameters).v, tail);
+    for (; j + 2 * W <= columns; j += 2 * W) {
+      const Vector<T> x = f(load(in + j)), y = f(load(in + j + W));
+      store(out + j, x);
+      store(out + j + W, y);
     }
+    if (j + W <= columns) {
+      store(out + j, f(load(in + j)));
+      j += W;
+    }
+    if (const int tail = static_cast<int>(columns - j)) store_partial(out + j, f(load_partial(in + j, tail)), tail);
   }
 }
 

@@ -47,5 +47,14 @@ PYPERC_LIFT(expm1)
 PYPERC_LIFT(log1p)
 PYPERC_LIFT(tanh)
 PYPERC_LIFT(sigmoid)
-PYPERC_LIFT(erf)
 #undef PYPERC_LIFT
+
+template <class T>
+struct NormalLaw {
+  Value<T> cdf, pdf;
+};
+template <class T>
+PYPERC_INLINE NormalLaw<T> normal_law(Value<T> x) {
+  const auto [cdf, pdf] = math::normal_law(x.v);
+  return {Value<T>(cdf), Value<T>(pdf)};
+}

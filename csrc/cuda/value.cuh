@@ -46,12 +46,22 @@ PYPERC_LIFT(exp)
 PYPERC_LIFT(expm1)
 PYPERC_LIFT(log1p)
 PYPERC_LIFT(tanh)
-PYPERC_LIFT(erf)
+PYPERC_LIFT(erfc)
 #undef PYPERC_LIFT
 
 template <class T>
 PYPERC_DEVICE Value<T> sigmoid(Value<T> x) {
   return Value<T>(1) / (exp(zeros_like(x) - x) + 1.0);
+}
+
+template <class T>
+struct NormalLaw {
+  Value<T> cdf, pdf;
+};
+template <class T>
+PYPERC_DEVICE NormalLaw<T> normal_law(Value<T> x) {
+  constexpr double SQRT_HALF = 0.70710678118654752440, INV_SQRT_2PI = 0.39894228040143267794;
+  return {erfc(x * -SQRT_HALF) * 0.5, exp(x * x * -0.5) * INV_SQRT_2PI};
 }
 
 }  // namespace pyperc::cuda

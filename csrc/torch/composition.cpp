@@ -3,10 +3,10 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/elu.h>
-#include <ATen/ops/erf.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/hardtanh.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/linear.h>
@@ -63,10 +63,20 @@ Tensor f<Hardtanh>(const Tensor& s, const Parameters& p) {
   return at::hardtanh(s, p.value[0], p.value[1]);
 }
 
+// Its derivative likewise.
+template <class A>
+Tensor backward(const Tensor& dx, const Tensor& saved, const Parameters& p) {
+  return A::backward(dx, saved, p);
+}
+template <>
+Tensor backward<Gelu>(const Tensor& dx, const Tensor& s, const Parameters&) {
+  return at::gelu_backward(dx, s);
+}
+
 Tensor differentiate(const Tensor& dx, const Tensor& saved, const LayerActivation& layer) {
   switch (layer.activation) {
 #define X(A) \
-  case Activation::A: return A::backward(dx, saved, layer.parameters);
+  case Activation::A: return backward<A>(dx, saved, layer.parameters);
     PYPERC_ACTIVATIONS(X)
 #undef X
   }
