@@ -3,10 +3,14 @@
 #   PYTHON=python3.12    the interpreter that the virtual environment is made from
 #   TORCH=torch==2.11.0  another torch (pip's own configuration says from where)
 #   VENV=.venv-2.11      another environment beside the first
+#   FORCE_CUDA=0         no CUDA kernels, although nvcc is there
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+
+FORCE_CUDA ?= $(if $(shell command -v nvcc),1,0)
+export FORCE_CUDA
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -22,13 +26,14 @@ say = @printf 'pyperc: %s\n'
 
 DEMO ?= --data digits --compare torch
 
-.PHONY: help build demo test bench lint format clean FORCE
+.PHONY: help build demo test bench gpu lint format clean FORCE
 
 help:
 	@printf '%s\n' \
 	  'make demo    train on handwritten digits, beside plain torch' \
 	  'make test    the tests and the documentation examples' \
 	  'make bench   measure against plain torch (12 minutes) and write the README tables' \
+	  'make gpu     on a machine with a GPU, torch and nvcc: the tests, then the times (25 minutes, no network)' \
 	  'make lint    ruff, mypy --strict, clang-format' \
 	  'make format  let ruff and clang-format rewrite the sources' \
 	  'make build   compile the kernels only' \
@@ -37,12 +42,18 @@ help:
 demo: build $(VENV)/.extra-demo
 	@$(python) -m pyperc train $(DEMO)
 
-test: build $(VENV)/.extra-test
+test: build $(VENV)/.extra-test $(if $(filter 1,$(FORCE_CUDA)),$(VENV)/.extra-cuda)
 	$(python) -m pytest $(PYTEST_ARGS)
 
 bench: build $(VENV)/.extra-bench
 	$(python) -m pyperc bench --full --json bench/results/cpu.json --plot bench/results
 	$(python) bench/report.py bench/results/cpu.json
+
+# The environment as it is found: nothing is installed.
+gpu:
+	FORCE_CUDA=1 $(PYTHON) setup.py build_ext --inplace > /dev/null
+	$(PYTHON) -m pytest -q $(PYTEST_ARGS) || printf 'pyperc: tests fail; the times follow all the same\n'
+	$(PYTHON) bench/gpu.py --json bench/results/gpu.json
 
 python_sources := pyperc $(wildcard tests bench tools) setup.py
 native_sources = $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')

@@ -188,10 +188,10 @@ def round_trip() -> float:
 def probe(seconds: float = ...) -> float:
     """Peak of fused multiply-adds on torch's threads, GF/s in float32."""
 
-def thresholds() -> dict[str, int]:
-    """The plan's thresholds, by the names of csrc/cpu/plan.h."""
+def thresholds(device: str = ...) -> dict[str, int]:
+    """The plan's thresholds, by the names of csrc/cpu/plan.h; of another device those of its plan."""
 
-def set_thresholds(values: dict[str, int]) -> None:
+def set_thresholds(values: dict[str, int], device: str = ...) -> None:
     """For tests, which force a path with them, and for tuning; not while a network is running."""
 
 def build() -> dict[str, Any]: ...

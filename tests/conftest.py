@@ -25,6 +25,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in again]
 
 
+# What runs on each device that is there.
+ON_EVERY_DEVICE = {"test_autograd", "test_gradients", "test_transforms", "test_fuse", "test_state"}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if len(DEVICES) > 1 and metafunc.module.__name__ in ON_EVERY_DEVICE:
+        metafunc.parametrize("device", DEVICES, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the tensors of a test lie that does not say so itself."""
+    place = torch.device(getattr(request, "param", "cpu"))
+    if place.type == "cpu":
+        yield place
+        return
+    torch.set_default_device(place)
+    yield place
+    torch.set_default_device(None)
+
+
 def repeats(callspec: object) -> bool:
     params = getattr(callspec, "params", {})
     return params.get("isa") == "avx512_bf16" and params.get("dtype") in DTYPES

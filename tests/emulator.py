@@ -24,7 +24,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # by the
 COUNTS = ("launches", "blocks", "switches", "ldmatrix", "conflicts", "mma", "copies")
 
 COMPILE = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O0"]
 VARIANTS = {"plain": [], "sanitized": SANITIZE}
 
 
@@ -37,13 +37,16 @@ def sources() -> list[Path]:
     return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
 
 
-def build(folder: Path, flags: Sequence[str] = (), files: Iterable[Path] | None = None) -> Path:
-    """The shared object of these files, compiled as far as they have changed."""
+def build(
+    folder: Path, flags: Sequence[str] = (), files: Iterable[Path] | None = None, libraries: Sequence[str] = ()
+) -> Path:
+    """The shared object of these files, sources or objects, compiled as far as they have changed."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         library = folder / "emulated.so"
-        objects = {path: folder / f"{path.stem}.o" for path in (sources() if files is None else files)}
+        files = sources() if files is None else list(files)
+        objects = {path: path if path.suffix == ".o" else folder / f"{path.stem}.o" for path in files}
         flags = " ".join([*COMPILE, *flags])
         rules = [
             "rule compile",
@@ -51,8 +54,8 @@ def build(folder: Path, flags: Sequence[str] = (), files: Iterable[Path] | None 
             "  deps = gcc",
             "  depfile = $out.d",
             "rule link",
-            f"  command = g++ {flags} -shared $in -o $out",
-            *(f"build {out}: compile {path}" for path, out in objects.items()),
+            f"  command = g++ {flags} -shared $in -o $out {' '.join(libraries)}",
+            *(f"build {out}: compile {path}" for path, out in objects.items() if out != path),
             f"build {library}: link {' '.join(map(str, objects.values()))}",
         ]
         (folder / "build.ninja").write_text("\n".join(rules) + "\n")
@@ -117,19 +120,16 @@ class Emulator:
         if count == 0:
             return torch.empty(sizes, dtype=dtype)
         flat = torch.frombuffer((ctypes.c_char * size).from_address(data), dtype=dtype)
-        flat.fill_(fill)
+        if (
+            count < 1 << 24 and dtype.is_floating_point
+        ):  # a larger one costs only what is touched of it, and holds zeros
+            flat.fill_(fill)
         return flat.as_strided(sizes, strides)
 
     def place(self, values: Tensor, pitch: int | None = None, aligned: bool = True) -> Tensor:
         """A copy of the values in memory that ends where it ends; between the rows there is NaN."""
         placed = self.empty(*values.shape, dtype=values.dtype, pitch=pitch, aligned=aligned)
         return placed.copy_(values)
-
-    def huge(self, gigabytes: int) -> int:
-        """The address of memory that costs only what is touched of it."""
-        data = self.library.allocate(ctypes.c_int64(gigabytes << 30), ctypes.c_int64(1))
-        self.placed.append(data)
-        return int(data)
 
     def release(self) -> None:
         """All that was placed: no tensor of it may be used any more."""

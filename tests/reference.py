@@ -321,14 +321,14 @@ def draw(
     so the samples that come within `margin` of one are drawn again; as a rule that is max k eps of float32, an upper
     bound of the rounding of s.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator("cpu").manual_seed(seed), torch.get_default_device()
     layers = len(sizes) - 1
     lead = (batch,) if isinstance(batch, int) else tuple(batch)
     activations = [activations] * layers if isinstance(activations, Activation) else list(activations)
     bias = [bias] * layers if isinstance(bias, bool) else list(bias)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     w = [normal(n, k) / math.sqrt(k) for k, n in itertools.pairwise(sizes)]
     b = [normal(n) / 2 if on else None for n, on in zip(sizes[1:], bias, strict=True)]

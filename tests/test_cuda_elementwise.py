@@ -56,15 +56,19 @@ def test_activate_is_f_of_s_and_bias(emulator: Emulator, activation: Activation,
 
 
 def differentiate(
-    emulator: Emulator, activation: Activation, dx: Tensor, saved: Tensor, ds: Tensor | None, db: Tensor | None
+    emulator: Emulator,
+    activation: Activation,
+    dx: Tensor,
+    saved: Tensor,
+    ds: Tensor | None,
+    db: Tensor | None,
+    x: Tensor | None = None,
 ) -> None:
     rows, columns = dx.shape
-    size = emulator.number("differentiate_workspace", dx.dtype, rows, columns)
-    workspace = emulator.empty(size // 4, dtype=torch.float32)
-    emulator.call(
-        "differentiate", dx.dtype, NAMES.index(activation.name), activation.parameters, rows, columns, dx, dx.stride(0),
-        saved, saved.stride(0), ds, 0 if ds is None else ds.stride(0), db, workspace,
-    )  # fmt: skip
+    workspace = emulator.empty(emulator.number("differentiate_workspace", dx.dtype, rows, columns), dtype=torch.uint8)
+    matrices = [item for t in (dx, saved, ds, x) for item in ((None, 0) if t is None else (t, t.stride(0)))]
+    which = dx.dtype, NAMES.index(activation.name), activation.parameters
+    emulator.call("differentiate", *which, rows, columns, *matrices, db, workspace)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -81,8 +85,11 @@ def test_differentiate_gives_ds_and_its_column_sums(
         db = emulator.empty(columns, dtype=dtype)
         exact = backward(activation, dx.double(), saved.double())
         torch_value = backward(activation, dx.clone(), saved.clone())
-        differentiate(emulator, activation, dx, saved, ds, db)
+        x = emulator.empty(rows, columns, dtype=dtype) if SAVED[activation.name] == "summation" else None
+        differentiate(emulator, activation, dx, saved, ds, db, x)
         near(ds, exact, torch_value)
+        if x is not None:
+            near(x, activation.f(saved.double()), activation.f(saved.clone()))
         near(db, exact.sum(0), torch_value.sum(0), terms=rows)
 
 

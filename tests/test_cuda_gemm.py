@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from typing import NamedTuple
 
@@ -187,21 +186,9 @@ def test_no_terms_and_no_rows(emulator: Emulator) -> None:
 
 def test_offsets_beyond_32_bits(emulator: Emulator) -> None:
     """Rows 3 * 2^30 elements apart: the last of three begins beyond 2^32."""
-    ld, k, n = 3 << 30, 8, 8
-    address = emulator.huge(20)
-
-    def row(i: int) -> Tensor:
-        buffer = (ctypes.c_char * (2 * k)).from_address(address + 2 * i * ld)
-        return torch.frombuffer(buffer, dtype=torch.bfloat16)
-
-    x = torch.randn(3, k).bfloat16()
-    for i in range(3):
-        row(i).copy_(x[i])
-    w = emulator.place(torch.randn(n, k).bfloat16())
-    c = emulator.empty(3, n, dtype=torch.bfloat16)
-    identity = named("identity")
-    emulator.call(
-        "gemm", torch.bfloat16, ACTIVATE, NAMES.index("identity"), identity.parameters, 3, n, k, address,
-        ld, 1, w, 1, k, c, n, None, None, 0, None, 0, None, 0, None,
-    )  # fmt: skip
-    near(c, x.double() @ w.double().T, torch.bfloat16, k, scale=4)
+    kind, k, n = Kind(torch.bfloat16), 8, 8
+    x = emulator.empty(3, k, dtype=kind.dtype, pitch=3 << 30).copy_(torch.randn(3, k))
+    w = emulator.place(torch.randn(n, k).to(kind.dtype))
+    c = emulator.empty(3, n, dtype=kind.dtype)
+    multiply(emulator, kind, ACTIVATE, x, w.T, c)
+    near(c, x.double() @ w.double().T, kind.dtype, k, scale=4)

@@ -120,7 +120,7 @@ def test_autocast_is_that_of_linear(activation: Activation, autocast: torch.dtyp
     got = []
     for forward in (native, composition):
         leaves = net.requires_grad()
-        with torch.autocast("cpu", dtype=autocast):
+        with torch.autocast(torch.get_default_device().type, dtype=autocast):
             y = forward(leaves)
         y.backward(net.dy.to(y.dtype))
         got.append((y.detach(), *(leaf.grad for leaf in leaves.leaves.values())))
@@ -131,7 +131,7 @@ def test_autocast_is_that_of_linear(activation: Activation, autocast: torch.dtyp
 
 def test_autocast_leaves_float64_alone_as_linear_does() -> None:
     net = small(TANH)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         got, want = native(net), composition(net)
     assert got.dtype == want.dtype
     torch.testing.assert_close(got, want)
@@ -139,7 +139,8 @@ def test_autocast_leaves_float64_alone_as_linear_does() -> None:
 
 def test_autocast_that_is_switched_off_inside() -> None:
     net = draw([30, 40, 7], 9, RELU, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
+    kind = torch.get_default_device().type
+    with torch.autocast(kind, dtype=torch.bfloat16), torch.autocast(kind, enabled=False):
         assert native(net).dtype == torch.float32
 
 

@@ -168,6 +168,12 @@ PYPERC_DEVICE void differentiate_rows(const Differentiate<T>& g, const Cells<T>&
         sums[e] += ds[e];
       }
       if (g.ds) write_cells<WHOLE>(cells, g.ds + row * g.ld_ds, narrow_all<T>(ds));
+      if constexpr (A::saved == Saved::Summation) {
+        if (!g.x) continue;
+        PYPERC_UNROLL
+        for (int e = 0; e < SIZE; ++e) s[e] = A::f(Value<Wide<T>>(s[e]), g.parameters).v;
+        write_cells<WHOLE>(cells, g.x + row * g.ld_x, narrow_all<T>(s));
+      }
     }
   }
 }
@@ -272,7 +278,8 @@ size_t differentiate_workspace(int64_t rows, int64_t columns) {
 template <class T>
 Status differentiate(const Differentiate<T>& g, Stream stream) {
   if (g.columns == 0) return SUCCESS;
-  const bool aligned = is_aligned(g.dx, g.ld_dx) && is_aligned(g.saved, g.ld_saved) && is_aligned(g.ds, g.ld_ds);
+  const bool aligned = is_aligned(g.dx, g.ld_dx) && is_aligned(g.saved, g.ld_saved) && is_aligned(g.ds, g.ld_ds) &&
+                       is_aligned(g.x, g.ld_x);
   const Tiling tiling = summed_tiling<T>(g.rows, g.columns, aligned);
   const int64_t row_tiles = divide_up(g.rows, tiling.rows);
   const size_t shared = g.db ? sizeof(Wide<T>) * Vector<T>::SIZE * ELEMENTWISE_THREADS : 0;

@@ -29,6 +29,8 @@ struct Differentiate {
   int64_t ld_saved;
   T* ds;  // may be dx; null where not wanted
   int64_t ld_ds;
+  T* x;  // f(saved) once more, of an activation with Saved::Summation; null where not wanted
+  int64_t ld_x;
   T* db;            // [columns]: the column sums of ds, in an order that the shape fixes; null where not wanted
   void* workspace;  // differentiate_workspace(...) bytes where db is wanted
   Activation activation;

@@ -235,6 +235,7 @@ GemmPlan plan_gemm(const Gemm<T>& g) {
 
 template <class T>
 size_t gemm_workspace(const Gemm<T>& g) {
+  if (g.m == 0 || g.n == 0) return 0;
   const GemmPlan plan = plan_gemm(g);
   int64_t rows = plan.splits > 1 ? plan.splits * g.m : 0;
   if (g.epilogue == Epilogue::Differentiate && g.db) rows = divide_up(g.m, plan.bm);

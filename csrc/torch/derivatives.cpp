@@ -60,7 +60,7 @@ Tensor slope_by_kernel(const Tensor& saved, const LayerActivation& layer) {
 
 Tensor slope(const Kept& kept, const Chain& chain, size_t l, Run run) {
   const Tensor& saved = kept.s[l].defined() ? kept.s[l] : kept.x[l];
-  if (run == Run::Composed || saved.dim() != 2 || chain[l].activation == Activation::Identity) {
+  if (run == Run::Composed || !saved.is_cpu() || saved.dim() != 2 || chain[l].activation == Activation::Identity) {
     return composition::slope(saved, chain[l]);
   }
   if (saved.scalar_type() == at::kFloat) return slope_by_kernel<float>(saved, chain[l]);

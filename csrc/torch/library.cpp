@@ -84,8 +84,8 @@ Needs needs_of(const c10::List<bool>& flags, size_t depth) {
   return needs;
 }
 
-Tensor mlp_cpu(const Tensor& x, at::TensorList weights, const Biases& biases, Names activations,
-               c10::ArrayRef<double> parameters) {
+Tensor mlp_native(const Tensor& x, at::TensorList weights, const Biases& biases, Names activations,
+                  c10::ArrayRef<double> parameters) {
   const Arguments arguments(weights, biases, activations, parameters);
   check(x, arguments.network());
   if (reason_for_aten(x, arguments.chain)) return composition::forward(x, arguments.network()).x.back();
@@ -104,8 +104,8 @@ Tensor mlp_differentiable(const Tensor& x, at::TensorList weights, const Biases&
   return mlp_autograd(x, arguments.network());
 }
 
-Tensors forward_cpu(const Tensor& x, at::TensorList weights, const Biases& biases, Names activations,
-                    c10::ArrayRef<double> parameters) {
+Tensors forward_native(const Tensor& x, at::TensorList weights, const Biases& biases, Names activations,
+                       c10::ArrayRef<double> parameters) {
   const Arguments arguments(weights, biases, activations, parameters);
   check(x, arguments.network());
   TORCH_CHECK_VALUE(!reason_for_aten(x, arguments.chain), "mlp_forward: ", reason_for_aten(x, arguments.chain));
@@ -125,7 +125,7 @@ c10::TypedOperatorHandle<F> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
 }
 const auto& forward_operator() {
-  static const auto op = find_operator<decltype(forward_cpu)>("pyperc::mlp_forward");
+  static const auto op = find_operator<decltype(forward_native)>("pyperc::mlp_forward");
   return op;
 }
 bool any_requires_grad(at::TensorList list) {
@@ -177,8 +177,8 @@ void check_backward(const Tensor& dy, const Tensor& x, at::TensorList weights, a
   needs_of(needs, depth);
 }
 
-Tensors backward_cpu(const Tensor& dy, const Tensor& x, at::TensorList weights, at::TensorList saved, Names activations,
-                     c10::ArrayRef<double> parameters, c10::List<bool> needs) {
+Tensors backward_native(const Tensor& dy, const Tensor& x, at::TensorList weights, at::TensorList saved,
+                        Names activations, c10::ArrayRef<double> parameters, c10::List<bool> needs) {
   const Chain chain = Chain::flat(Arguments::names(activations), parameters);
   check_backward(dy, x, weights, saved, chain, needs);
   TORCH_CHECK_VALUE(!reason_for_aten(x, chain), "mlp_backward: ", reason_for_aten(x, chain));
@@ -195,7 +195,7 @@ Tensors backward_composed(const Tensor& dy, const Tensor& x, at::TensorList weig
 }
 
 const auto& backward_operator() {
-  static const auto op = find_operator<decltype(backward_cpu)>("pyperc::mlp_backward");
+  static const auto op = find_operator<decltype(backward_native)>("pyperc::mlp_backward");
   return op;
 }
 
@@ -318,7 +318,7 @@ Tensors composed_backward(const Tensor& dy, const Tensor& x, const Tensors& weig
 }
 
 Tensor mlp(const Tensor& x, const Network& network) {
-  static const auto op = find_operator<decltype(mlp_cpu)>("pyperc::mlp");
+  static const auto op = find_operator<decltype(mlp_native)>("pyperc::mlp");
   return op.call(x, network.weights, Arguments::optional(network.biases), Arguments::names(network.chain),
                  network.chain.flat_parameters());
 }
@@ -367,11 +367,13 @@ TORCH_LIBRARY(pyperc, m) {
   m.def("activation(Tensor x, str name, float[] parameters) -> Tensor", activation_composed);
 }
 
-TORCH_LIBRARY_IMPL(pyperc, CPU, m) {
-  m.impl("mlp", mlp_cpu);
-  m.impl("mlp_forward", forward_cpu);
-  m.impl("mlp_backward", backward_cpu);
+void implement(torch::Library& m) {
+  m.impl("mlp", mlp_native);
+  m.impl("mlp_forward", forward_native);
+  m.impl("mlp_backward", backward_native);
 }
+TORCH_LIBRARY_IMPL(pyperc, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyperc, CUDA, m) { implement(m); }
 
 TORCH_LIBRARY_IMPL(pyperc, Meta, m) {
   m.impl("mlp", mlp_meta);

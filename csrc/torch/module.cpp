@@ -5,9 +5,11 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <algorithm>
+
 #include "../cpu/dispatch.h"
-#include "../cpu/plan.h"
 #include "autograd.h"
+#include "backend.h"
 #include "linear_model.h"
 #include "native.h"
 #include "operators.h"
@@ -136,29 +138,29 @@ std::pair<int, int> tile(const std::string& name, py::object dtype) {
   TORCH_CHECK_VALUE(false, "tile: isa must be one of ", c10::Join(", ", names(isas_built())), ", got '", name, "'");
 }
 
-py::dict table_of_thresholds() {
+std::vector<Threshold> thresholds_of(const std::string& device) {
+  const Backend* backend = find_backend(c10::Device(device).type());
+  TORCH_CHECK_VALUE(backend, "thresholds: device must be one with kernels, got '", device, "'");
+  return backend->thresholds();
+}
+
+py::dict table_of_thresholds(const std::string& device) {
   py::dict table;
-#define X(name, value) table[#name] = thresholds().name;
-  PYPERC_THRESHOLDS(X)
-#undef X
+  for (const auto& [name, value] : thresholds_of(device)) table[name] = *value;
   return table;
 }
 
-void set_thresholds(const py::dict& values) {
-  Thresholds table = thresholds();
+void set_thresholds(const py::dict& values, const std::string& device) {
+  const std::vector<Threshold> table = thresholds_of(device);
+  std::vector<std::pair<int64_t*, int64_t>> changes;
   for (const auto& [key, value] : values) {
     const auto name = key.cast<std::string>();
-    bool known = false;
-#define X(field, unused)                 \
-  if (name == #field) {                  \
-    table.field = value.cast<int64_t>(); \
-    known = true;                        \
+    const auto found = std::find_if(table.begin(), table.end(), [&](const Threshold& t) { return name == t.name; });
+    TORCH_CHECK_VALUE(found != table.end(), "set_thresholds: '", name,
+                      "' must be one of those that thresholds() lists");
+    changes.emplace_back(found->value, value.cast<int64_t>());
   }
-    PYPERC_THRESHOLDS(X)
-#undef X
-    TORCH_CHECK_VALUE(known, "set_thresholds: '", name, "' must be one of those that thresholds() lists");
-  }
-  thresholds() = table;
+  for (const auto& [place, value] : changes) *place = value;
 }
 
 py::dict build() {
@@ -174,8 +176,13 @@ py::dict build() {
 #else
   facts["openmp"] = false;
 #endif
-  facts["cuda"] = py::none();
-  facts["cuda_reason"] = "this version has no CUDA kernels";
+  if (find_backend(c10::DeviceType::CUDA)) {
+    facts["cuda"] = "sm_80, sm_90a";
+    facts["cuda_reason"] = "";
+  } else {
+    facts["cuda"] = py::none();
+    facts["cuda_reason"] = "nvcc was not found, or torch is a build for the CPU and FORCE_CUDA=1 was not set";
+  }
   return facts;
 }
 
@@ -266,8 +273,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("tile", &tile, py::arg("isa"), py::arg("dtype"));
   m.def("probe", &native::probe, py::arg("seconds") = 0.01, py::call_guard<py::gil_scoped_release>());
   m.def("round_trip", &round_trip, py::call_guard<py::gil_scoped_release>());
-  m.def("thresholds", &table_of_thresholds);
-  m.def("set_thresholds", &set_thresholds, py::arg("values"));
+  m.def("thresholds", &table_of_thresholds, py::arg("device") = "cpu");
+  m.def("set_thresholds", &set_thresholds, py::arg("values"), py::arg("device") = "cpu");
   m.def("build", &build);
 
   register_linear_model(m);

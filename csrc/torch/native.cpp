@@ -1,5 +1,5 @@
-// The network through the CPU kernels.
-#include "native.h"
+// The CPU's backend.
+#include "backend.h"
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
@@ -202,9 +202,7 @@ Tensors run_backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, 
   return std::move(memory.gradients);
 }
 
-}  // namespace
-
-Tensor forward(const Tensor& x, const Network& network, Kept* kept) {
+Tensor forward_on_cpu(const Tensor& x, const Network& network, Kept* kept) {
   const size_t depth = network.depth();
   const int64_t batch = batch_of(x.sizes());
   const at::ScalarType dtype = x.scalar_type();
@@ -225,16 +223,14 @@ Tensor forward(const Tensor& x, const Network& network, Kept* kept) {
   return output;
 }
 
-Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept kept,
-                 Release release, const Chain& chain, const Needs& needs) {
+Tensors backward_on_cpu(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept kept,
+                        Release release, const Chain& chain, const Needs& needs) {
   Tensors gradients;
   visit(dy.scalar_type(), [&](auto zero) {
     gradients = run_backward<decltype(zero)>(dy, x, sizes, weights, std::move(kept), release, chain, needs);
   });
   return gradients;
 }
-
-namespace {
 
 template <class T>
 void apply(const Kernels<T>& kernels, int64_t n, const T* in, T* out, const LayerActivation& layer) {
@@ -255,12 +251,7 @@ void apply(const HalfKernels<S>& kernels, int64_t n, const S* in, S* out, const 
   }
 }
 
-}  // namespace
-
-Tensor activation(const Tensor& s, const LayerActivation& layer) {
-  TORCH_CHECK_TYPE(s.device().is_cpu() && visit(s.scalar_type(), [](auto) {}),
-                   "activation: x must be a float32, float64, bfloat16 or float16 tensor on the CPU, got ",
-                   s.scalar_type(), " on ", s.device());
+Tensor activation_on_cpu(const Tensor& s, const LayerActivation& layer) {
   const Tensor in = s.contiguous();
   const Tensor out = empty(in.sizes(), in.scalar_type());
   visit(s.scalar_type(), [&](auto zero) {
@@ -269,14 +260,6 @@ Tensor activation(const Tensor& s, const LayerActivation& layer) {
   });
   return out;
 }
-
-double flops(const Tensor& x, const Tensors& weights) {
-  double sum = 0;
-  for (const Tensor& w : weights) sum += 2.0 * static_cast<double>(w.numel());
-  return sum * static_cast<double>(batch_of(x.sizes()));
-}
-
-namespace {
 
 // What the products of a dtype multiply, where that is not the dtype itself, and a cache block's terms of the sum.
 template <class T>
@@ -344,12 +327,29 @@ NetworkPlan plan_of(const Tensor& x, const Network& network) {
   return report;
 }
 
-}  // namespace
-
-NetworkPlan plan(const Tensor& x, const Network& network) {
+NetworkPlan plan_on_cpu(const Tensor& x, const Network& network) {
   NetworkPlan report;
   visit(x.scalar_type(), [&](auto zero) { report = plan_of<decltype(zero)>(x, network); });
   return report;
+}
+
+std::vector<Threshold> cpu_thresholds() {
+  Thresholds& table = thresholds();
+#define X(name, value) {#name, &table.name},
+  return {PYPERC_THRESHOLDS(X)};
+#undef X
+}
+
+const bool added =
+    add_backend(c10::DeviceType::CPU, {forward_on_cpu, backward_on_cpu, activation_on_cpu, plan_on_cpu,
+                                       [](c10::Device) -> const char* { return nullptr; }, cpu_thresholds});
+
+}  // namespace
+
+double flops(const Tensor& x, const Tensors& weights) {
+  double sum = 0;
+  for (const Tensor& w : weights) sum += 2.0 * static_cast<double>(w.numel());
+  return sum * static_cast<double>(batch_of(x.sizes()));
 }
 
 double probe(double seconds) {

@@ -1,4 +1,4 @@
-// The network through the CPU kernels: allocation, plan, call. Arguments have passed `check` and `reason_for_aten`.
+// The network through the kernels of its device. Arguments have passed `check` and `reason_for_aten`.
 #pragma once
 
 #include "composition.h"

@@ -3,6 +3,8 @@
 
 #include <c10/util/Exception.h>
 
+#include "backend.h"
+
 namespace pyperc {
 
 namespace {
@@ -163,7 +165,9 @@ void check(const Tensor& x, const Network& network) {
 }
 
 const char* reason_for_aten(const Tensor& x, const Chain& chain) {
-  if (!x.device().is_cpu()) return "no kernels for this device";
+  const Backend* backend = find_backend(x.device().type());
+  if (!backend) return "no kernels for this device";
+  if (const char* reason = backend->reason(x.device())) return reason;
   if (!visit(x.scalar_type(), [](auto) {})) return "no kernels for this dtype";
   if (!chain.fusible()) return "an activation's parameters: its derivative cannot be read from its output";
   return nullptr;

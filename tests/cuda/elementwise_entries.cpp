@@ -26,12 +26,12 @@ ENTRY int64_t differentiate_workspace(int64_t dtype, int64_t rows, int64_t colum
 
 ENTRY int differentiate(int64_t dtype, int64_t activation, const double* parameters, int64_t rows, int64_t columns,
                         const void* dx, int64_t ld_dx, const void* saved, int64_t ld_saved, void* ds, int64_t ld_ds,
-                        void* db, void* workspace) {
+                        void* x, int64_t ld_x, void* db, void* workspace) {
   return cuda::visit(dtype, [&](auto zero) {
     using T = decltype(zero);
-    return cuda::differentiate<T>(
-        {rows, columns, static_cast<const T*>(dx), ld_dx, static_cast<const T*>(saved), ld_saved, static_cast<T*>(ds),
-         ld_ds, static_cast<T*>(db), workspace, static_cast<Activation>(activation), cuda::parameters_of(parameters)},
-        nullptr);
+    return cuda::differentiate<T>({rows, columns, static_cast<const T*>(dx), ld_dx, static_cast<const T*>(saved),
+                                   ld_saved, static_cast<T*>(ds), ld_ds, static_cast<T*>(x), ld_x, static_cast<T*>(db),
+                                   workspace, static_cast<Activation>(activation), cuda::parameters_of(parameters)},
+                                  nullptr);
   });
 }

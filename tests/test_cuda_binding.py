@@ -1,0 +1,109 @@
+"""The CUDA backend as torch calls it, its loops over the layers and its buffers, on tensors of the CPU.
+
+The same source is linked with the emulated kernels and takes the place of the CPU's backend; torch's products are its
+own in either case. So what remains for a GPU to show is the guard, the stream and the compiled kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+import torch
+from emulator import DTYPES, ROOT, Emulator, build, sources
+from reference import ACTIVATIONS, Activation, check, check_forward, draw, named
+from torch.utils.cpp_extension import include_paths, library_paths
+
+import pyperc
+from pyperc import _C
+
+CPU = 0  # c10::DeviceType
+
+
+@pytest.fixture(scope="module")
+def backend(emulated_kernels: Emulator) -> Emulator:
+    objects = [ROOT / "build/emulator/plain" / f"{path.stem}.o" for path in sources()]
+    files = [ROOT / "csrc/torch" / name for name in ("cuda/mlp.cpp", "network.cpp", "backend.cpp")]
+    files += [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), ROOT / "tests/cuda/torch/binding.cpp", *objects]
+    include = [f"-I{path}" for path in include_paths()]
+    libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    return Emulator(build(ROOT / "build/emulator/torch", ["-O1", "-Wno-psabi", *include], files, libraries))
+
+
+@pytest.fixture(autouse=True)
+def in_the_place_of_the_cpus(backend: Emulator) -> Iterator[None]:
+    table = (ctypes.c_void_p * 16)()
+    exchange = ctypes.CDLL(_C.__file__).pyperc_exchange_backend
+    backend.library.emulated_backend(table)
+    exchange(CPU, table)
+    backend.settings(seed=1, copies="lazy")
+    yield
+    exchange(CPU, table)
+
+
+NEVER, ALWAYS = 0, 1 << 40
+
+
+@pytest.fixture(params=["gemm", "library"])
+def path(request: pytest.FixtureRequest, in_the_place_of_the_cpus: None) -> Iterator[None]:
+    """Each way of computing a product, for layers of any width."""
+    before = _C.thresholds()
+    _C.set_thresholds(dict.fromkeys(before, ALWAYS if request.param == "gemm" else NEVER))
+    yield
+    _C.set_thresholds(before)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_each_activation_in_a_network(backend: Emulator, activation: Activation, dtype: torch.dtype) -> None:
+    net = draw((5, 9, 8, 3), 6, [activation, activation, named("identity")], dtype)
+    check(net)
+    check_forward(net)
+    assert backend.counts()["launches"] > 0
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3), (70,)], ids=str)
+@pytest.mark.parametrize("last", ["identity", "gelu", "tanh"])
+def test_batches_of_any_shape(batch: tuple[int, ...], last: str) -> None:
+    net = draw(
+        (4, 7, 5, 1), batch, [named("gelu"), named("silu"), named(last)], torch.float32, bias=[True, False, True]
+    )
+    check(net)
+
+
+@pytest.mark.usefixtures("path")
+def test_only_the_gradients_that_are_wanted() -> None:
+    activations = [named("gelu"), named("relu"), named("silu"), named("identity")]
+    net = draw((4, 6, 5, 7, 3), 8, activations, torch.float64)
+    leaves = [net.x, *net.w, *net.b]
+    parameters = [(a.name, list(a.parameters)) for a in activations]
+    chain = _C.Chain(parameters)
+    want = None
+    for wanted in [range(len(leaves)), *([i] for i in range(len(leaves))), (1, 4), (0, 8), (2, 5)]:
+        inputs = [leaf.detach().clone().requires_grad_(i in wanted) for i, leaf in enumerate(leaves)]
+        y = _C.mlp(inputs[0], inputs[1:5], inputs[5:], chain)
+        got = torch.autograd.grad(y, [inputs[i] for i in wanted], net.dy)
+        want = want or got
+        for i, gradient in zip(wanted, got, strict=True):
+            torch.testing.assert_close(gradient, want[i])
+
+
+@pytest.mark.usefixtures("path")
+def test_strides_of_any_kind() -> None:
+    model = pyperc.MLP([6, 10, 4], activation="gelu").double()
+    plain = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.GELU(), torch.nn.Linear(10, 4)).double()
+    plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values(), strict=True)))
+    x = torch.randn(6, 8, dtype=torch.float64)
+    for view in (x.T, x.T[::2], x.T.unsqueeze(1), x[:, :1].T.expand(5, 6), x.T.reshape(2, 2, 2, 6).transpose(0, 1)):
+        torch.testing.assert_close(model(view), plain(view))
+
+
+def test_the_plan_names_the_path() -> None:
+    report = _C.plan(torch.zeros(2, 3), [torch.zeros(4, 3)], [None], _C.Chain([("relu", [])]))
+    assert report["isa"] == "sm_90"
+    assert "gemm" in report["layers"][0]["kernel"]
+    wide = _C.plan(torch.zeros(2, 3000), [torch.zeros(4, 3000)], [None], _C.Chain([("relu", [])]))
+    assert "cublas" in wide["layers"][0]["kernel"]

@@ -1,0 +1,146 @@
+"""The emulator is proven: each planted fault, a patch of a kernel's own text, is found by the kernel's check.
+
+A check runs several seeds with early and with late copies, at ragged sizes, and compares with float64.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from emulator import ROOT, Emulator, KernelError, build
+from reference import named
+from test_cuda_elementwise import NAMES, backward, differentiate
+from test_cuda_primitives import small_product
+
+Check = Callable[[Emulator], None]
+
+SEEDS = 4
+
+
+def check_product(emulator: Emulator) -> None:
+    for copies in ("eager", "lazy"):
+        for seed in range(SEEDS):
+            emulator.settings(seed=seed, copies=copies)
+            got, want = small_product(emulator, torch.bfloat16, 70, 50, 150)
+            torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+            assert emulator.counts()["conflicts"] == 0
+
+
+def check_elementwise(emulator: Emulator) -> None:
+    relu, parameters = NAMES.index("relu"), [0.0, 0.0]
+    for seed in range(SEEDS):
+        for columns, pitch in ((70, 72), (70, 70), (12, 12), (520, 520)):
+            emulator.settings(seed=seed)
+            rows = 40
+            s = emulator.place(torch.randn(rows, columns), pitch=pitch, aligned=seed % 2 == 0)
+            b = emulator.place(torch.randn(columns))
+            x = emulator.empty(rows, columns, dtype=s.dtype, pitch=pitch + 4, fill=7.0)
+            emulator.call("activate", s.dtype, relu, parameters, rows, columns, s, pitch, b, x, pitch + 4)
+            torch.testing.assert_close(x, (s + b).relu())
+            assert (x.as_strided((rows - 1, 4), (pitch + 4, 1), x.storage_offset() + columns) == 7).all()
+            dx = emulator.place(torch.randn(rows, columns), pitch=pitch, aligned=seed % 2 == 0)
+            ds, db = emulator.empty(rows, columns, dtype=s.dtype, pitch=pitch), emulator.empty(columns, dtype=s.dtype)
+            differentiate(emulator, named("relu"), dx, x, ds, db)
+            want = backward(named("relu"), dx.double(), x.double())
+            torch.testing.assert_close(ds.double(), want)
+            torch.testing.assert_close(db.double(), want.sum(0), rtol=1e-5, atol=1e-5)
+    far = emulator.empty(3, 4, dtype=torch.float32, pitch=1 << 30)  # row 2 begins at element 2^31
+    far.copy_(torch.randn(3, 4))
+    want = far.relu()
+    emulator.call("activate", far.dtype, relu, parameters, 3, 4, far, 1 << 30, None, far, 1 << 30)
+    torch.testing.assert_close(far.contiguous(), want.contiguous())
+    emulator.release()
+
+
+PRODUCT, TILE, ELEMENTWISE = "tests/cuda/product.cuh", "csrc/cuda/tile.cuh", "csrc/cuda/elementwise.cuh"
+BARRIER = "    sync();  // the tile of k is there for all, and nobody reads that of k - 1 any more\n"
+COPY = "    copy(k + STAGES - 1);\n"
+
+# By check and file: what is replaced, and by what.
+FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
+    (check_product, PRODUCT): {
+        "no barrier before a tile is read": (BARRIER, ""),
+        "no barrier before a tile is overwritten": (BARRIER + COPY, COPY + BARRIER),
+        "a barrier that half of the threads pass": ("    sync();", "    if (warp() < 2) sync();"),
+        "a wait for too few copies": ("copy_wait<STAGES - 2>", "copy_wait<STAGES - 1>"),
+        "no commit": ("    copy_commit();", "    "),
+        "one stage too few": ("return TileA{memory + k % STAGES", "return TileA{memory + k % 2"),
+        "a fragment's columns off by one": ("lane() % 4 * 2 + r % 2", "lane() % 4 * 2 + (r + 1) % 2"),
+        "a store beyond the last row": ("row < g.m && column", "row < g.m + 1 && column"),
+    },
+    (check_product, TILE): {
+        "an ldmatrix address of the wrong lane": ("at(m + lane() % 16,", "at(m + lane() % 8,"),
+        "an ldmatrix address outside of the tile": ("at(n + lane() % 8", "at(n + 64 + lane() % 8"),
+        "an ldmatrix that conflicts": ("(row / ROWS_IN_ALL_BANKS % CYCLE)", "(row / 8 % CYCLE)"),
+        "a copy beyond the last row": ("row < rows ?", "row < ROWS ?"),
+        "a copy beyond the last column": ("left >= PIECE ? PIECE : left > 0", "left > 0 ? PIECE : left > 0"),
+        "a fragment's halves swapped": ("% 2));\n    f[0] = {{r[0], r[1]}};", "% 2));\n    f[0] = {{r[1], r[0]}};"),
+    },
+    (check_elementwise, ELEMENTWISE): {
+        "a store beyond the last column": (
+            "cells.columns) row[cells.column(e)] = v.e[e]",
+            "cells.columns + 1) row[cells.column(e)] = v.e[e]",
+        ),
+        "a load beyond the last column": (
+            "if (cells.column(e) < cells.columns) v.e[e]",
+            "if (cells.column(e) < cells.columns + 64) v.e[e]",
+        ),
+        "a vector beyond the last column": ("first + SIZE <= columns", "first < columns"),
+        "the stride of another matrix": ("g.ld_x, narrow_all<T>(x)", "g.ld_s, narrow_all<T>(x)"),
+        "an index in 32 bits": ("g.s + row * g.ld_s", "g.s + static_cast<int>(row * g.ld_s)"),
+        "a partial sum of another warp without a barrier": ("  sync();\n  const int groups", "  const int groups"),
+        "a warp's sum that leaves out a lane": (
+            "for (int mask = lanes; mask < WARP;",
+            "for (int mask = lanes; mask < WARP / 2;",
+        ),
+        "a vector at a place that is not aligned": ("% 16 == 0 && ld *", "% 4 == 0 && ld *"),
+    },
+}
+
+# What each check needs compiled, and the one dtype of it.
+FILES = {
+    check_product: (["tests/cuda/product_entries.cpp"], "BFloat16"),
+    check_elementwise: (["tests/cuda/elementwise_entries.cpp", "csrc/cuda/elementwise_float.cu"], "float"),
+}
+
+
+def patched(folder: Path, check: Check, edit: Callable[[Path], None]) -> Emulator:
+    """The kernels of a check, in a copy of the sources that `edit` has changed."""
+    for part in ("csrc/core", "csrc/cuda", "tests/cuda"):
+        shutil.copytree(ROOT / part, folder / part)
+    edit(folder)
+    files, dtype = FILES[check]
+    entries = folder / "tests/cuda/entries.h"
+    entries.write_text(re.sub(rf"    case \d: return f\((?!{dtype}).*\n", "", entries.read_text()))
+    ready = ROOT / "build/emulator/plain"
+    objects = [ready / "emulator.o", ready / "emulator_entries.o"]
+    return Emulator(build(folder / "build", ["-O0"], [*(folder / file for file in files), *objects]))
+
+
+@pytest.mark.parametrize("check", FILES, ids=lambda check: check.__name__)
+def test_without_a_fault_the_checks_pass(emulator: Emulator, check: Check) -> None:
+    check(emulator)
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"), [pytest.param(place, fault, id=fault) for place in FAULTS for fault in FAULTS[place]]
+)
+def test_a_planted_fault_is_found(
+    emulated_kernels: Emulator, tmp_path: Path, place: tuple[Check, str], fault: str
+) -> None:
+    check, file = place
+    old, new = FAULTS[place][fault]
+
+    def plant(folder: Path) -> None:
+        text = (folder / file).read_text()
+        assert text.count(old) == 1, f"{file} does not hold once what the fault replaces: {old!r}"
+        (folder / file).write_text(text.replace(old, new))
+
+    faulty = patched(tmp_path, check, plant)
+    with pytest.raises((KernelError, AssertionError)):
+        check(faulty)
