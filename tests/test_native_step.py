@@ -600,6 +600,66 @@ def test_errors_name_the_argument() -> None:
         step(x, y)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bfloat16_with_masters(isa: str, name: str) -> None:
+    """Gradients of the rounded network step the float32 masters, which are rounded into it."""
+    for case, max_norm in (("mse", math.inf), ("cross_entropy", 0.1)):
+        loss, parameters, targets, formula = LOSSES[case]
+        make, options = OPTIMIZERS[name][0], OPTIMIZERS[name][1][-1]
+        model = network([20, 33, 18, 5], ("tanh", "gelu"), torch.bfloat16)
+        masters = copy.deepcopy(model).float()
+        theirs, rounded = copy.deepcopy(masters), copy.deepcopy(model)
+        optimizer, reference = make(masters.parameters(), **options), make(theirs.parameters(), **options)  # type: ignore[call-arg]
+        linears = [[m for m in net if isinstance(m, nn.Linear)] for net in (model, masters)]
+        own, wide = ([*(m.weight for m in part), *(m.bias for m in part)] for part in linears)
+        groups, states = settings_of(optimizer, wide)
+        layers = (("tanh", ()), ("gelu", ()), ("identity", ()))
+        step = _C.Step(
+            own[:3],
+            own[3:],
+            chain(layers),
+            [0.0] * 3,
+            loss,
+            parameters,
+            name,
+            optimizer.param_groups,
+            groups,
+            states,
+            [0] * 6,
+            masters=wide,
+            max_norm=max_norm,
+        )
+        order = torch.tensor([3, 0, 12, 7, 7])
+        for rows in (13, 1, 13):
+            x, y = torch.randn(rows, 20).bfloat16(), targets(rows, 5)
+            y = y if y.dtype == torch.long else y.bfloat16()
+            expected = formula(rounded(x).float(), y if y.dtype == torch.long else y.float(), reduction="mean")
+            for p, gradient in zip(
+                theirs.parameters(), torch.autograd.grad(expected, list(rounded.parameters())), strict=True
+            ):
+                p.grad = gradient.float()
+            nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
+            reference.step()
+            with torch.no_grad():
+                for p, q in zip(rounded.parameters(), theirs.parameters(), strict=True):
+                    p.copy_(q)
+            found = step(x, y)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected.detach(), rtol=2e-2, atol=2e-2)
+        # An update of adam is lr long whatever the gradient: its sign may differ where that is nearly zero.
+        for p, q in zip(masters.parameters(), theirs.parameters(), strict=True):
+            assert (p - q).abs().mean() <= 0.1 * (0.05 if name == "sgd" else 0.01)
+        torch.testing.assert_close(
+            list(model.parameters()), [p.bfloat16() for p in masters.parameters()], rtol=0, atol=0
+        )
+        losses = torch.empty(1, dtype=F64)
+        assert step.epoch(x.float(), y, order, 5, losses) == 1
+        torch.testing.assert_close(
+            list(model.parameters()), [p.bfloat16() for p in masters.parameters()], rtol=0, atol=0
+        )
+        assert losses.isfinite().all()
+
+
 def test_two_steps_at_once_and_a_reader() -> None:
     """Each thread has the result that it has alone, while another one reads the models."""
     torch.set_num_threads(1)

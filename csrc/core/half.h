@@ -12,6 +12,22 @@ struct Half {  // 1 sign, 5 exponent, 10 mantissa: IEEE binary16
   uint16_t bits;
 };
 
+// What numbers of a format are computed in, one by one.
+template <class S>
+struct WideOf {
+  using Type = S;
+};
+template <>
+struct WideOf<BFloat16> {
+  using Type = float;
+};
+template <>
+struct WideOf<Half> {
+  using Type = float;
+};
+template <class S>
+using Wide = typename WideOf<S>::Type;
+
 // Two neighbouring bfloat16, the first in the lower half: one operand of a product that sums two terms at once. Read in
 // place from rows of BFloat16, so it is aligned as they are and may alias them.
 struct __attribute__((packed, aligned(2), may_alias)) Pair {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "activations.h"
+#include "step.h"
 
 namespace pyperc {
 
@@ -55,8 +56,9 @@ struct BackwardLayer {
   Matrix<T> ds;           // [batch, out]: where ds may go once the layer above has its dw: what was kept of this layer,
                           // x or s, where nobody reads it again; else null
   bool wants_dw = false;
-  T* dw = nullptr;  // [out, in] contiguous, where wanted; read after Memory::begin
-  T* db = nullptr;  // [out], or null where not wanted
+  T* dw = nullptr;                      // [out, in] contiguous, where wanted; read after Memory::begin
+  const Descent<T>* descent = nullptr;  // instead of dw: w is updated, as soon as nobody reads it
+  T* db = nullptr;                      // [out], or null where not wanted
 };
 
 template <class T>

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "linear_model.h"
 #include "optimizers.h"
 #include "random.h"
 
@@ -24,8 +23,29 @@ struct Update {
 template <class T>
 using UpdateFunction = void (*)(const Update<T>&);
 
+// An optimiser's step of a whole weight, which a backward pass takes block by block.
+template <class T>
+struct Descent {
+  UpdateFunction<T> function;
+  Update<T> whole;  // without dw
+
+  // Of rows [i, i + rows) and columns [j, j + columns), whose gradient lies at dw.
+  void operator()(int64_t i, int64_t j, int64_t rows, int64_t columns, const T* dw, int64_t ld_dw) const {
+    Update<T> block = whole;
+    block.rows = rows;
+    block.columns = columns;
+    block.dw = dw;
+    block.ld_dw = ld_dw;
+    block.w += i * whole.ld_w + j;
+    for (T*& state : block.state) {
+      if (state) state += i * whole.ld_state + j;
+    }
+    function(block);
+  }
+};
+
 // How a data set's numbers are stored.
-enum class Stored { Float32, Float64, UInt8 };
+enum class Stored { Float32, Float64, UInt8, BFloat16 };
 
 // Rows of a data set as they are wanted: out(i, j) = in(order[i], j) * scale[j] + shift[j].
 template <class T>

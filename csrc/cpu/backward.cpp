@@ -24,14 +24,15 @@ class BackwardRun {
         weights_(pass.depth),
         ds_(pass.depth),
         turned_(pass.depth),
+        dw_(pass.depth),
         partial_(pass.depth),
         db_(pass.depth) {
     lowest_ = pass.wants_dx ? 0 : pass.depth;
     for (int l = pass.depth - 1; l >= 0; --l) {
       if (pass.layers[l].wants_dw || pass.layers[l].db) lowest_ = std::min(lowest_, l);
     }
-    // The chain of Tiles runs ahead of dw, which still reads what was kept.
-    if (split_ != GradientSplit::Tiles) {
+    // Where dx comes before dw, ds may not take the place of what dw still reads.
+    if (split_ != GradientSplit::Tiles && !descends_in_chain()) {
       for (int l = lowest_; l < pass.depth; ++l) ds_[l] = pass.layers[l].ds;
     }
     const BackwardLayer<S>& last = pass.layers[pass.depth - 1];
@@ -57,6 +58,32 @@ class BackwardRun {
     for (int l = 0; l + 1 < pass.depth; ++l) any = any || pass.layers[l].spec.activation != Activation::Identity;
     return DIRECT && any;
   }
+  // Whether w(l) is updated by the tiles of dw(l): not where dw is a sum of several, nor where others still read w
+  // then.
+  bool descends(int l) const {
+    return DIRECT && pass_.layers[l].descent && (split_ != GradientSplit::Rows || descends_in_chain()) &&
+           (split_ != GradientSplit::Layers || !has_product(l) || (l > 0 && owns_columns(l)));
+  }
+  bool descends_in_chain() const {
+    return DIRECT && split_ == GradientSplit::Rows && plan_.threads == 1 && pass_.batch <= plan_.chunk;
+  }
+  // Where dw(l) goes: where it is wanted, or to a buffer from which w(l) is updated.
+  S* dw(int l) const { return dw_[l] ? dw_[l] : pass_.layers[l].dw; }
+  bool buffers_dw(int l) const { return DIRECT && pass_.layers[l].descent && !descends(l); }
+  void lay_out_dw(int l, Arena& arena) {
+    if (buffers_dw(l)) dw_[l] = arena.take<S>(pass_.layers[l].spec.out * pass_.layers[l].spec.in);
+  }
+  void descend(int l, int64_t t) const {
+    if constexpr (DIRECT) {
+      const LayerSpec& spec = pass_.layers[l].spec;
+      const Range rows = part(spec.out, 1, t, plan_.threads);
+      if (buffers_dw(l) && rows.size()) {
+        (*pass_.layers[l].descent)(rows.begin, 0, rows.size(), spec.in, dw_[l] + rows.begin * spec.in, spec.in);
+      }
+    }
+  }
+  bool has_dw(int l) const { return pass_.layers[l].wants_dw; }
+
   bool has_product(int l) const { return l > lowest_ || (l == 0 && pass_.wants_dx); }
   int64_t ld_ds(int l) const { return padded(pass_.layers[l].spec.out, sizeof(S)); }
   Range rows_of(int64_t t) const { return part(pass_.batch, 1, t, plan_.threads); }
@@ -192,6 +219,7 @@ class BackwardRun {
     S* activated;
     Sums<E> sums{};
     GradientRoom(const BackwardRun& run, int l, int64_t m, Share share, Arena& arena) : columns(share.ins.size()) {
+      const bool sums_outside = Numbers<S, E>::SUMS_OUTSIDE || run.descends(l);
       const BackwardLayer<S>& layer = run.pass_.layers[l];
       const Numbers<S, E>& numbers = run.numbers_;
       const int64_t outs = share.outs.size(), k = operands<E>(m);
@@ -199,13 +227,14 @@ class BackwardRun {
       blocks = whole.panel ? (k + numbers.kc() - 1) / numbers.kc() : 1;
       const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
       const bool near = run.turned_ds_is_near(l);
+      const int64_t unit = whole.unit(numbers.tile());
       const auto at_most = [&](int64_t bytes, int64_t bytes_of_one) {
-        columns = std::min(columns, std::max<int64_t>(1, bytes / bytes_of_one / whole.panel) * whole.panel);
+        columns = std::min(columns, std::max<int64_t>(1, bytes / bytes_of_one / unit) * unit);
       };
       // A block of ds that stays in the cache may be read again and again, for few columns each.
       const int64_t bytes_of_x = operands<E>(samples) * static_cast<int64_t>(sizeof(E));
       if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(ON_STACK / 2, bytes_of_x);
-      if (Numbers<S, E>::SUMS_OUTSIDE && blocks > 1) {
+      if (sums_outside && k > numbers.kc()) {
         at_most(thresholds().chunk_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};
       }
@@ -242,6 +271,12 @@ class BackwardRun {
                                   room.activated);
         }
         b.use(g, {0, columns});
+        if constexpr (DIRECT) {
+          if (descends(l)) {
+            numbers_.descended(g, q == 0, q + 1 == room.blocks, *layer.descent, outs.begin, j, room.sums);
+            continue;
+          }
+        }
         numbers_.added(g, q == 0 && !adds, q + 1 == room.blocks,
                        {dw + outs.begin * layer.spec.in + j, layer.spec.in, 1}, room.sums);
       }
@@ -263,7 +298,7 @@ class BackwardRun {
     return in_place(ld * static_cast<int64_t>(sizeof(E)));
   }
   void lay_out_turned(int l, Arena& arena) {
-    if (!DIRECT && pass_.layers[l].wants_dw) turned_[l] = arena.take<E>(operands<E>(pass_.batch) * ld_turned(l));
+    if (!DIRECT && has_dw(l)) turned_[l] = arena.take<E>(operands<E>(pass_.batch) * ld_turned(l));
   }
   void turn(int l, int64_t t) const {
     if constexpr (!DIRECT) {
@@ -311,7 +346,7 @@ class BackwardRun {
     const int64_t threads = plan_.threads;
     const bool sums_dw = split_ == GradientSplit::Rows;
     for (int l = pass_.depth - 1; l >= lowest_; --l) {
-      if (pass_.layers[l].wants_dw) memory.begin(l);
+      if (has_dw(l) && !pass_.layers[l].descent) memory.begin(l);
     }
     if (pass_.wants_dx) memory.begin_dx();
     bool packs = false;
@@ -329,7 +364,8 @@ class BackwardRun {
           ds_[l] = {arena.take<S>(pass_.batch * ld_ds(l)), ld_ds(l), 1};
         }
         lay_out_turned(l, arena);
-        if (sums_dw && pass_.layers[l].wants_dw) partial_[l] = arena.take<T>((threads - 1) * spec.out * spec.in);
+        lay_out_dw(l, arena);
+        if (sums_dw && has_dw(l)) partial_[l] = arena.take<T>((threads - 1) * spec.out * spec.in);
         if (sums_dw && !ds_[l].data) widest = std::max(widest, ld_ds(l));
       }
       ring_size_ = plan_.chunk * widest;
@@ -338,7 +374,7 @@ class BackwardRun {
         for (int l = lowest_; l < pass_.depth; ++l) {
           const LayerSpec& spec = pass_.layers[l].spec;
           if (has_product(l)) most([&](Arena& a) { ProductRoom(*this, l, plan_.chunk, spec.in, 0, a); });
-          if (!pass_.layers[l].wants_dw) continue;
+          if (!has_dw(l)) continue;
           for (int64_t t = 0; t < (sums_dw ? 1 : threads); ++t) {
             const Share share = sums_dw ? Share{{0, spec.out}, {0, spec.in}} : share_of_dw(l, t);
             if (share.outs.size() && share.ins.size()) {
@@ -365,15 +401,17 @@ class BackwardRun {
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
       });
-    } else if (threads > 1) {
+    } else if (!descends_in_chain()) {
       if constexpr (DIRECT) {
         run(parallel, threads, [&](int64_t t) {
           for (int l = lowest_; l < pass_.depth; ++l) {
-            if (!partial_[l]) continue;
-            const int64_t size = pass_.layers[l].spec.out * pass_.layers[l].spec.in;
+            if (!has_dw(l)) continue;
+            const LayerSpec& spec = pass_.layers[l].spec;
+            const Range rows = part(spec.out, 1, t, threads);
             for (int64_t u = 0; u + 1 < threads; ++u) {
-              add(pass_.layers[l].dw, partial_[l] + u * size, part(size, 16, t, threads));
+              add(dw(l), partial_[l] + u * spec.out * spec.in, {rows.begin * spec.in, rows.end * spec.in});
             }
+            descend(l, t);
           }
         });
       }
@@ -389,25 +427,29 @@ class BackwardRun {
       for (int l = pass_.depth - 1; l >= lowest_; --l) {
         const BackwardLayer<S>& layer = pass_.layers[l];
         const LayerSpec& spec = layer.spec;
-        if constexpr (DIRECT) {
-          if (split_ == GradientSplit::Rows && layer.wants_dw) {
-            S* sum = t == 0 ? layer.dw : partial_[l] + (t - 1) * spec.out * spec.in;
+        const auto own_gradient = [&] {
+          if constexpr (DIRECT) {
+            if (split_ != GradientSplit::Rows || !layer.wants_dw) return;
+            S* sum = t == 0 ? dw(l) : partial_[l] + (t - 1) * spec.out * spec.in;
             with_scratch(t, [&](Arena arena) {
               gradient(l, t, i, m, {{0, spec.out}, {0, spec.in}}, sum, i > rows.begin, arena);
             });
           }
+        };
+        if (!descends_in_chain()) own_gradient();
+        if (has_product(l)) {
+          with_scratch(t, [&](Arena arena) {
+            product(l, t, i, m, {0, spec.in}, weights_[l], 0, ProductRoom(*this, l, plan_.chunk, spec.in, 0, arena));
+          });
         }
-        if (!has_product(l)) continue;
-        with_scratch(t, [&](Arena arena) {
-          product(l, t, i, m, {0, spec.in}, weights_[l], 0, ProductRoom(*this, l, plan_.chunk, spec.in, 0, arena));
-        });
+        if (descends_in_chain()) own_gradient();
       }
     }
   }
   void tile_of_dw(int l, int64_t t) const {
     const BackwardLayer<S>& layer = pass_.layers[l];
     if (!layer.wants_dw) return;
-    with_scratch(t, [&](Arena arena) { gradient(l, t, 0, pass_.batch, share_of_dw(l, t), layer.dw, false, arena); });
+    with_scratch(t, [&](Arena arena) { gradient(l, t, 0, pass_.batch, share_of_dw(l, t), dw(l), false, arena); });
   }
 
   // Layers: dw(l), then ds(l-1), which may take the place of x(l-1); so that nothing lives longer than it must.
@@ -435,13 +477,14 @@ class BackwardRun {
         turned.emplace(memory, [&](Arena& arena) { lay_out_turned(l, arena); });
         run(parallel, threads, [&](int64_t t) { turn(l, t); });
       }
-      if (layer.wants_dw) memory.begin(l);
+      if (has_dw(l) && !layer.descent) memory.begin(l);
+      const Workspace dw_of_layer(memory, [&](Arena& arena) { lay_out_dw(l, arena); });
       if (l > 0 && has_product(l)) make_room(l - 1);
       if (own && l > 0) {
         const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Both); });
         run(parallel, threads, [&](int64_t t) {
           if (sums_db) top(t);
-          tile_of_dw(l, t);
+          if (!descends(l) || !has_product(l)) tile_of_dw(l, t);
           if (has_product(l)) columns_of_product(l, t);
         });
       } else {
@@ -462,6 +505,8 @@ class BackwardRun {
             rows_of_products(l, parallel);
           }
         }
+        if (buffers_dw(l)) run(parallel, threads, [&](int64_t t) { descend(l, t); });
+        dw_[l] = nullptr;
       }
       memory.end(l);
       rooms[l % 2].reset();
@@ -478,13 +523,17 @@ class BackwardRun {
     lay_out_scratch(arena, [&](auto most) {
       for (int64_t t = 0; t < plan_.threads; ++t) {
         const Share share = share_of_dw(l, t);
-        if (what != Part::Product && pass_.layers[l].wants_dw && share.outs.size() && share.ins.size()) {
+        const bool by_tile = what == Part::Gradient || !descends(l);
+        if (what != Part::Product && by_tile && has_dw(l) && share.outs.size() && share.ins.size()) {
           most([&](Arena& a) { GradientRoom(*this, l, pass_.batch, share, a); });
         }
         if (what == Part::Gradient || !has_product(l)) continue;
         if (own) {
           const Columns at_once = columns_at_once(l, columns_of(l, t));
-          most([&](Arena& a) { ProductRoom(*this, l, at_once.rows, at_once.columns, at_once.packed, a); });
+          most([&](Arena& a) {
+            ProductRoom(*this, l, at_once.rows, at_once.columns, at_once.packed, a);
+            if (descends(l)) GradientRoom(*this, l, pass_.batch, {{0, spec.out}, {0, at_once.columns}}, a);
+          });
         } else {
           most([&](Arena& a) { ProductRoom(*this, l, plan_.chunk, spec.in, 0, a); });
         }
@@ -500,16 +549,27 @@ class BackwardRun {
     const LayerSpec& spec = pass_.layers[l].spec;
     const bool by_chunk = !reads_ds(l) || needs_sums(l);
     const int64_t rows = by_chunk ? plan_.chunk : pass_.batch;
-    const Weights all(numbers_, pass_.layers[l].w, rows, spec.out, share.size());
+    const Weights all = columns_of_weight(l, rows, {0, spec.out}, {0, share.size()});
     if (all.panel == 0) return {rows, share.size(), spec.out, 0};
-    // ds(l-1) in the place of x(l-1) leaves room for it; beside dx there is little.
+    // ds(l-1) in the place of x(l-1) leaves room for it; beside dx there is little. Where dw is made beside the packed
+    // columns, they share the room with the sums of as many.
     const int64_t depth = l > 0 || by_chunk ? spec.out : std::min(spec.out, numbers_.kc() * TERMS);
-    const Weights w(numbers_, pass_.layers[l].w, rows, depth, share.size());
+    const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
-    const int64_t bytes = l > 0 ? (input / 2 + thresholds().packed_bytes) / plan_.threads : int64_t{ON_STACK};
+    int64_t bytes = ON_STACK;
+    if (l > 0) bytes = (input / 2 + thresholds().packed_bytes) / plan_.threads;
+    if (descends(l)) bytes = thresholds().chunk_bytes;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
     const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);
     return {rows, columns, depth, w.room(columns)};
+  }
+  // Some rows and columns of w(l): packed where they are about to be updated.
+  Weights columns_of_weight(int l, int64_t m, Range rows, Range columns) const {
+    Matrix<const S> w = rows_from(pass_.layers[l].w, rows.begin);
+    w.data += columns.begin * w.cs;
+    Weights some(numbers_, descends(l) ? Matrix<const S>{} : w, m, rows.size(), columns.size());
+    some.b = w;
+    return some;
   }
   void columns_of_product(int l, int64_t t) const {
     const Range share = columns_of(l, t);
@@ -522,11 +582,10 @@ class BackwardRun {
       for (int64_t j = share.begin; j < share.end; j += at_once.columns) {
         const Range columns{j, std::min(j + at_once.columns, share.end)};
         for (int64_t p = 0; p < out; p += at_once.depth) {
-          Matrix<const S> w = rows_from(pass_.layers[l].w, p);
-          w.data += j * w.cs;
-          Weights some(numbers_, w, at_once.rows, std::min(at_once.depth, out - p), columns.size());
+          Weights some = columns_of_weight(l, at_once.rows, {p, std::min(p + at_once.depth, out)}, columns);
           some.packed = room.packed;
           some.pack(numbers_, {0, columns.size()});
+          if (descends(l)) gradient(l, t, 0, pass_.batch, {{0, out}, columns}, nullptr, false, arena);
           for (int64_t i = 0; i < pass_.batch; i += at_once.rows) {
             product(l, 0, i, std::min(at_once.rows, pass_.batch - i), columns, some, p, room);
           }
@@ -560,6 +619,7 @@ class BackwardRun {
   std::vector<Weights> weights_;
   std::vector<Matrix<S>> ds_;  // null: a chunk at a time, in ring_
   std::vector<E*> turned_;
+  std::vector<S*> dw_;  // from which w is updated after the whole of it was read
   std::vector<T*> partial_, db_;
   S* ring_ = nullptr;
   int64_t ring_size_ = 0;

@@ -4,7 +4,6 @@
 #include "../core/half.h"
 #include "../core/linear_model.h"
 #include "../core/mlp.h"
-#include "../core/step.h"
 
 namespace pyperc {
 

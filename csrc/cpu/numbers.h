@@ -112,6 +112,26 @@ struct Numbers<T, T> {
     kernels.gemm(g);
   }
 
+  // The same for a sum that an optimiser takes from `sums`, or tile by tile where it needs no more than one block: from
+  // row i and column j of the weight on.
+  void descended(Gemm<T>& g, bool first, bool last, const Descent<T>& descent, int64_t i, int64_t j,
+                 Sums<T> sums) const {
+    const auto finished = [&](const T* c, int64_t ldc, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+      descent(i + row, j + column, rows, columns, c, ldc);
+    };
+    g.c = sums.data;
+    g.ldc = sums.rs;
+    g.init = first ? nullptr : g.c;
+    g.ld_init = g.ldc;
+    if (last) {
+      g.context = const_cast<void*>(static_cast<const void*>(&finished));
+      g.finished = [](void* context, T* c, int64_t ldc, int64_t i, int64_t j, int64_t rows, int64_t columns) {
+        (*static_cast<decltype(finished)*>(context))(c, ldc, i, j, rows, columns);
+      };
+    }
+    kernels.gemm(g);
+  }
+
   // ds = dy * f'(saved) and db, for rows and columns; without ds, db alone.
   void differentiate(const LayerSpec& spec, Matrix<const T> dy, int64_t rows, int64_t columns, Matrix<const T> saved,
                      Matrix<T> ds, T* db) const {

@@ -58,6 +58,15 @@ double sum_of_squares(Matrix<const T> x, int64_t rows, int64_t columns) {
   return total;
 }
 
+template <class T, class S>
+PYPERC_INLINE T number(S x) {
+  return static_cast<T>(x);
+}
+template <class T>
+PYPERC_INLINE T number(BFloat16 x) {
+  return static_cast<T>(__builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16));
+}
+
 // Plain loops, which the compiler makes vectors of.
 template <class T, class S>
 PYPERC_INLINE void gather_rows(const Gather<T>& g) {
@@ -73,9 +82,9 @@ PYPERC_INLINE void gather_rows(const Gather<T>& g) {
       for (int64_t j = 0; j < g.columns; j += LINE) __builtin_prefetch(next + j);
     }
     if (g.scale) {
-      for (int64_t j = 0; j < g.columns; ++j) out[j] = static_cast<T>(from[j]) * g.scale[j] + g.shift[j];
+      for (int64_t j = 0; j < g.columns; ++j) out[j] = number<T>(from[j]) * g.scale[j] + g.shift[j];
     } else {
-      for (int64_t j = 0; j < g.columns; ++j) out[j] = static_cast<T>(from[j]);
+      for (int64_t j = 0; j < g.columns; ++j) out[j] = number<T>(from[j]);
     }
   }
 }
@@ -85,6 +94,7 @@ void gather(const Gather<T>& g) {
     case Stored::Float32: return gather_rows<T, float>(g);
     case Stored::Float64: return gather_rows<T, double>(g);
     case Stored::UInt8: return gather_rows<T, uint8_t>(g);
+    case Stored::BFloat16: return gather_rows<T, BFloat16>(g);
   }
 }
 

@@ -24,7 +24,6 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/step.h"
 #include "losses.h"
-#include "memory.h"
 #include "network.h"
 #include "threads.h"
 
@@ -88,6 +87,7 @@ struct Learned {
   py::object object;
   Tensor value;
   int group = -1;
+  Tensor master;  // of 16 bits: the float32 numbers that it is rounded from
   Tensor state[MAX_STATES];
   int64_t count = 0;
   bool trains() const { return value.defined() && group >= 0 && value.requires_grad(); }
@@ -99,6 +99,52 @@ struct Watched {
 struct Sized {
   py::object entries;  // a dict or a list
   Py_ssize_t size;
+};
+
+// Workspace that is kept from step to step: a step asks for the same pieces each time.
+class Pool final : public Memory {
+ public:
+  void* take(size_t bytes) override {
+    // The smallest that is large enough, but not one that something much larger needs again; else the largest of those
+    // that are too small makes way.
+    Piece *best = nullptr, *small = nullptr;
+    for (Piece& piece : pieces_) {
+      if (piece.taken) continue;
+      if (piece.bytes < bytes) {
+        if (!small || piece.bytes > small->bytes) small = &piece;
+      } else if (piece.bytes <= 4 * bytes && (!best || piece.bytes < best->bytes)) {
+        best = &piece;
+      }
+    }
+    if (!best) {
+      best = small ? small : &pieces_.emplace_back();
+      best->memory.clear();
+      best->bytes = 0;
+      best->memory = c10::GetCPUAllocator()->allocate(bytes);
+      best->bytes = bytes;
+    }
+    best->taken = true;
+    return best->memory.get();
+  }
+  void give_back(void* memory) override {
+    for (Piece& piece : pieces_) {
+      if (piece.memory.get() == memory) piece.taken = false;
+    }
+  }
+  void release() { pieces_.clear(); }
+  size_t bytes() const {
+    size_t sum = 0;
+    for (const Piece& piece : pieces_) sum += piece.bytes;
+    return sum;
+  }
+
+ private:
+  struct Piece {
+    c10::DataPtr memory;
+    size_t bytes = 0;
+    bool taken = false;
+  };
+  std::vector<Piece> pieces_;
 };
 
 using Settings = std::array<double, MAX_SETTINGS>;
@@ -126,8 +172,7 @@ struct State {
   Tensor scale, shift;
 
   std::mutex busy;  // one step at a time
-  c10::DataPtr memory;
-  size_t memory_size = 0;
+  Pool pool;
   int64_t steps = 0, batches = 0, kept = 0;
   double norm = std::numeric_limits<double>::quiet_NaN();
 
@@ -144,10 +189,13 @@ State& state_of(PyObject* self) { return *reinterpret_cast<StepObject*>(self)->s
 
 template <class F>
 auto with_dtype(at::ScalarType dtype, F f) {
-  return dtype == at::kFloat ? f(0.0f) : f(0.0);
+  return dtype == at::kFloat ? f(0.0f) : dtype == at::kDouble ? f(0.0) : f(BFloat16{});
 }
 
 std::string text(at::ScalarType dtype) { return "torch." + std::string(c10::getDtypeNames(dtype).first); }
+
+// What a network's loss and its parameters' states are in.
+at::ScalarType wide(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
 // What the kernels read in place or write: dense, on the CPU, of that dtype and shape, rows of adjacent elements.
 void check(const Tensor& t, const std::string& name, at::ScalarType dtype, c10::IntArrayRef shape) {
@@ -212,24 +260,25 @@ void read_settings(State& state) {
 }
 
 // The layers as they are now. Gradients, where wanted: one for each parameter that trains, undefined for the others.
-template <class T>
-std::vector<StepLayer<T>> layers_of(State& state, const Tensors* gradients) {
+template <class S>
+std::vector<StepLayer<S>> layers_of(State& state, const Tensors* gradients) {
   const size_t depth = state.depth();
-  std::vector<StepLayer<T>> layers(depth);
+  std::vector<StepLayer<S>> layers(depth);
   for (size_t l = 0; l < depth; ++l) {
-    StepLayer<T>& layer = layers[l];
+    StepLayer<S>& layer = layers[l];
     layer.dropout = state.dropout[l];
     for (const size_t i : {l, depth + l}) {
       Learned& p = state.parameters[i];
       if (!p.value.defined()) continue;
-      Trained<T>& w = i == l ? layer.w : layer.b;
-      w.data = static_cast<T*>(p.value.mutable_data_ptr());
+      Trained<S>& w = i == l ? layer.w : layer.b;
+      w.data = static_cast<S*>(p.value.mutable_data_ptr());
       w.ld = row_stride(p.value);
       if (!p.trains()) continue;
       if (gradients) {
-        w.gradient = (*gradients)[i].mutable_data_ptr<T>();
+        w.gradient = static_cast<S*>((*gradients)[i].mutable_data_ptr());
         continue;
       }
+      if (p.master.defined()) w.master = static_cast<Wide<S>*>(p.master.mutable_data_ptr());
       w.settings = state.settings[static_cast<size_t>(p.group)].data();
       w.count = p.count + 1;
       const int live = live_states(state.optimizer, w.settings);
@@ -237,7 +286,7 @@ std::vector<StepLayer<T>> layers_of(State& state, const Tensors* gradients) {
         TORCH_CHECK_VALUE(p.state[s].defined(), "step: state of parameter ", i, " must hold ",
                           optimizer_list()[static_cast<size_t>(state.optimizer)].states[static_cast<size_t>(s)],
                           ", which the settings of its group ask for");
-        w.state[s] = static_cast<T*>(p.state[s].mutable_data_ptr());
+        w.state[s] = static_cast<Wide<S>*>(p.state[s].mutable_data_ptr());
         w.ld_state = row_stride(p.state[s]);
       }
     }
@@ -272,7 +321,8 @@ void check_parameters(const State& state) {
   }
 }
 
-Stored stored_as(at::ScalarType dtype) {
+Stored stored_as(const State& state, at::ScalarType dtype) {
+  if (dtype == state.dtype && dtype == at::kBFloat16) return Stored::BFloat16;
   switch (dtype) {
     case at::kFloat: return Stored::Float32;
     case at::kDouble: return Stored::Float64;
@@ -300,7 +350,7 @@ Arguments arguments_of(const State& state, PyObject* x, PyObject* y, PyObject* w
   const int64_t in = state.inputs(), out = state.outputs();
   TORCH_CHECK_TYPE(a.x.device().is_cpu() && a.x.layout() == at::kStrided, "step: x must be a dense tensor on the CPU, ",
                    "got ", a.x.toString());
-  stored_as(a.x.scalar_type());
+  stored_as(state, a.x.scalar_type());
   TORCH_CHECK_VALUE(a.x.dim() >= 1 && a.x.size(-1) == in, "step: x must be [..., ", in, "], got ", a.x.sizes());
   if (a.x.is_neg()) a.x = a.x.resolve_neg();
   const int64_t dims = a.x.dim();
@@ -340,27 +390,28 @@ Arguments arguments_of(const State& state, PyObject* x, PyObject* y, PyObject* w
   return a;
 }
 
-template <class T>
-Batch<T> batch_of(const State& state, Arguments& a) {
+template <class S>
+Batch<S> batch_of(const State& state, Arguments& a) {
   const int64_t rows = a.x.size(0), in = a.x.size(1);
-  Batch<T> batch;
+  Batch<S> batch;
   batch.size = batch.rows = rows;
-  batch.stored = stored_as(a.x.scalar_type());
+  batch.stored = stored_as(state, a.x.scalar_type());
   if (state.scale.defined()) {
-    batch.scale = state.scale.const_data_ptr<T>();
-    batch.shift = state.shift.const_data_ptr<T>();
+    batch.scale = state.scale.const_data_ptr<Wide<S>>();
+    batch.shift = state.shift.const_data_ptr<Wide<S>>();
   }
   // Other strides than unit ones are for what is read in place.
   if (a.x.stride(1) != 1 && in > 1 && (a.x.scalar_type() != state.dtype || batch.scale)) a.x = a.x.contiguous();
   batch.x = a.x.const_data_ptr();
-  batch.x_strides = {nullptr, rows > 1 ? a.x.stride(0) : in, in > 1 ? a.x.stride(1) : 1};
+  batch.rs = rows > 1 ? a.x.stride(0) : in;
+  batch.cs = in > 1 ? a.x.stride(1) : 1;
   if (a.y.scalar_type() == at::kLong) {
     batch.target = a.y.const_data_ptr<int64_t>();
   } else {
-    batch.y = a.y.const_data_ptr<T>();
+    batch.y = static_cast<const S*>(a.y.const_data_ptr());
     batch.ld_y = row_stride(a.y);
   }
-  if (a.weight.defined()) batch.weight = a.weight.const_data_ptr<T>();
+  if (a.weight.defined()) batch.weight = static_cast<const S*>(a.weight.const_data_ptr());
   return batch;
 }
 
@@ -372,9 +423,9 @@ uint64_t draw(const State& state) {
   return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
 }
 
-template <class T>
-Step<T> step_of(const State& state, const Batch<T>& batch, const std::vector<StepLayer<T>>& layers) {
-  Step<T> step{};
+template <class S>
+Step<S> step_of(const State& state, const Batch<S>& batch, const std::vector<StepLayer<S>>& layers) {
+  Step<S> step{};
   step.batch = batch;
   step.layers = layers.data();
   step.depth = static_cast<int>(layers.size());
@@ -382,7 +433,7 @@ Step<T> step_of(const State& state, const Batch<T>& batch, const std::vector<Ste
   step.objective.over = state.loss.over();
   step.objective.parameters = state.loss.parameters;
   step.objective.reduction = state.reduction;
-  if (state.class_weight.defined()) step.objective.class_weight = state.class_weight.const_data_ptr<T>();
+  if (state.class_weight.defined()) step.objective.class_weight = state.class_weight.const_data_ptr<Wide<S>>();
   step.objective.smoothing = state.label_smoothing;
   step.objective.ignore_index = state.ignore_index;
   step.optimizer = state.optimizer;
@@ -391,19 +442,11 @@ Step<T> step_of(const State& state, const Batch<T>& batch, const std::vector<Ste
   return step;
 }
 
-template <class T>
-StepResult run(State& state, const Step<T>& step) {
-  const auto& kernels = isa().kernels(T{});
+template <class S>
+StepResult run(State& state, const Step<S>& step) {
+  const Isa& here = isa();
   const Parallel parallel = torch_threads();
-  const size_t bytes = step_workspace(kernels, step, parallel);
-  if (bytes > state.memory_size) {
-    state.memory.clear();
-    state.memory_size = 0;
-    state.memory = c10::GetCPUAllocator()->allocate(bytes);
-    state.memory_size = bytes;
-  }
-  TorchMemory memory;
-  const StepResult result = pyperc::step(kernels, step, parallel, state.memory.get(), memory);
+  const StepResult result = pyperc::step(here.kernels(S{}), here.kernels(Wide<S>{}), step, parallel, state.pool);
   state.kept = result.kept;
   state.norm = result.norm;
   return result;
@@ -423,6 +466,7 @@ void bump_versions(State& state) {
     for (const Tensor& s : p.state) {
       if (s.defined() && !s.is_inference()) s.unsafeGetTensorImpl()->bump_version();
     }
+    if (p.master.defined() && !p.master.is_inference()) p.master.unsafeGetTensorImpl()->bump_version();
   }
 }
 
@@ -442,18 +486,21 @@ void raise(const State& state, const StepResult& result, const Tensor& y) {
 
 Tensor scalar(double value, at::ScalarType dtype) {
   const Tensor result = at::detail::empty_cpu({}, dtype);
-  with_dtype(dtype,
-             [&](auto zero) { *result.mutable_data_ptr<decltype(zero)>() = static_cast<decltype(zero)>(value); });
+  if (dtype == at::kDouble) {
+    *result.mutable_data_ptr<double>() = value;
+  } else {
+    *result.mutable_data_ptr<float>() = static_cast<float>(value);
+  }
   return result;
 }
 
 StepResult one_step(State& state, Arguments& arguments, const Tensors* gradients) {
   check_parameters(state);
   return with_dtype(state.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const std::vector<StepLayer<T>> layers = layers_of<T>(state, gradients);
-    const Batch<T> batch = batch_of<T>(state, arguments);
-    Step<T> step = step_of(state, batch, layers);
+    using S = decltype(zero);
+    const std::vector<StepLayer<S>> layers = layers_of<S>(state, gradients);
+    const Batch<S> batch = batch_of<S>(state, arguments);
+    Step<S> step = step_of(state, batch, layers);
     if (gradients) step.on_nan = OnNan::Ignore, step.max_norm = std::numeric_limits<double>::infinity();
     const Unlocked unlocked;
     step.seed = draw(state);
@@ -478,7 +525,7 @@ PyObject* call(PyObject* self, PyObject* const* args, size_t flags, PyObject* ke
   if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
   count(state);
   bump_versions(state);
-  return THPVariable_Wrap(scalar(result.loss, state.dtype));
+  return THPVariable_Wrap(scalar(result.loss, wide(state.dtype)));
   END_HANDLE_TH_ERRORS
 }
 
@@ -501,7 +548,7 @@ PyObject* gradients(PyObject* self, PyObject* args) {
   for (Tensor& t : list) {
     found.append(t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none());
   }
-  const auto loss = py::reinterpret_steal<py::object>(THPVariable_Wrap(scalar(result.loss, state.dtype)));
+  const auto loss = py::reinterpret_steal<py::object>(THPVariable_Wrap(scalar(result.loss, wide(state.dtype))));
   return py::make_tuple(loss, found).release().ptr();
   END_HANDLE_TH_ERRORS
 }
@@ -548,12 +595,12 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
   state.batches = begin;
   StepResult result{};
   with_dtype(state.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    std::vector<StepLayer<T>> layers = layers_of<T>(state, nullptr);
+    using S = decltype(zero);
+    std::vector<StepLayer<S>> layers = layers_of<S>(state, nullptr);
     if (order.defined() && arguments.x.stride(1) != 1 && arguments.x.size(1) > 1) {
       arguments.x = arguments.x.contiguous();
     }
-    Batch<T> all = batch_of<T>(state, arguments);
+    Batch<S> all = batch_of<S>(state, arguments);
     const int64_t* rows_in_order = order.defined() ? order.const_data_ptr<int64_t>() : nullptr;
     double* found = losses.mutable_data_ptr<double>();
     const double* rates = lr.defined() ? lr.const_data_ptr<double>() : nullptr;
@@ -562,12 +609,12 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
     const double until = std::isfinite(seconds) ? seconds_now() + seconds : seconds;
     while (state.batches < batches) {
       const int64_t at = state.batches * batch_size;
-      Batch<T> batch = all;
+      Batch<S> batch = all;
       batch.size = std::min<int64_t>(batch_size, rows - at);
       if (rows_in_order) {
         batch.order = rows_in_order + at;
       } else {
-        batch.x = static_cast<const char*>(all.x) + static_cast<size_t>(at * all.x_strides.rs) * element;
+        batch.x = static_cast<const char*>(all.x) + static_cast<size_t>(at * all.rs) * element;
         if (all.y) batch.y += at * all.ld_y;
         if (all.target) batch.target += at;
         if (all.weight) batch.weight += at;
@@ -576,13 +623,13 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
         for (size_t g = 0; g < groups; ++g)
           state.settings[g][0] = rates[static_cast<size_t>(state.batches) * groups + g];
       }
-      Step<T> step = step_of(state, batch, layers);
+      Step<S> step = step_of(state, batch, layers);
       step.seed = draw(state);
       result = run(state, step);
       if (result.outcome != Outcome::Done) return;
       found[state.batches] = result.loss;
       count(state);
-      for (StepLayer<T>& layer : layers) {
+      for (StepLayer<S>& layer : layers) {
         if (layer.w.settings) ++layer.w.count;
         if (layer.b.settings) ++layer.b.count;
       }
@@ -600,13 +647,13 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
 Tensor per_feature(const State& state, PyObject* value, const char* name) {
   const int64_t in = state.inputs();
   if (THPVariable_Check(value)) {
-    const Tensor& t = tensor(value, name);
-    check(t, name, state.dtype, {in});
+    const Tensor t = tensor(value, name).to(wide(state.dtype));
+    check(t, name, wide(state.dtype), {in});
     return t.contiguous();
   }
   const double number = PyFloat_AsDouble(value);
   if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
-  const Tensor t = at::detail::empty_cpu({in}, state.dtype);
+  const Tensor t = at::detail::empty_cpu({in}, wide(state.dtype));
   t.fill_(number);
   return t;
 }
@@ -630,8 +677,7 @@ PyObject* release(PyObject* self, PyObject*) {
   State& state = state_of(self);
   const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
   TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread");
-  state.memory.clear();
-  state.memory_size = 0;
+  state.pool.release();
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }
@@ -727,8 +773,18 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
     }
   }
   state->dtype = state->parameters[0].value.scalar_type();
-  TORCH_CHECK_TYPE(state->dtype == at::kFloat || state->dtype == at::kDouble, "step: weights must be float32 or ",
-                   "float64, got ", text(state->dtype));
+  const bool narrow = state->dtype == at::kBFloat16;
+  TORCH_CHECK_TYPE(narrow || state->dtype == at::kFloat || state->dtype == at::kDouble,
+                   "step: weights must be float32, float64 or bfloat16, got ", text(state->dtype));
+  if (masters && masters != Py_None) length(masters, "masters", 2 * depth);
+  for (size_t i = 0; narrow && i < 2 * depth; ++i) {
+    Learned& p = state->parameters[i];
+    if (!p.value.defined() || p.group < 0) continue;
+    TORCH_CHECK_TYPE(masters && masters != Py_None, "step: masters must be given for bfloat16 parameters");
+    p.master = tensor(py::object(sequence(masters)[i]).ptr(), "masters");
+    check(p.master, c10::str("masters[", i, "]"), at::kFloat, p.value.sizes());
+    TORCH_CHECK_VALUE(p.master.is_contiguous(), "step: masters[", i, "] must be contiguous");
+  }
   check_layers(*state);
   int64_t row_stride_of_state = 0;
   for (size_t i = 0; i < 2 * depth; ++i) {
@@ -736,7 +792,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
     row_stride_of_state = 0;
     for (const Tensor& s : p.state) {
       if (!s.defined()) continue;
-      check(s, c10::str("state[", i, "]"), state->dtype, p.value.sizes());
+      check(s, c10::str("state[", i, "]"), wide(state->dtype), p.value.sizes());
       TORCH_CHECK_VALUE(row_stride_of_state == 0 || row_stride(s) == row_stride_of_state, "step: the tensors of state[",
                         i, "] must have the same strides");
       row_stride_of_state = row_stride(s);
@@ -758,7 +814,10 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   state->on_nan = nan == "raise" ? OnNan::Stop : OnNan::Ignore;
   state->class_weight = optional_tensor(class_weight, "class_weight");
   const bool row = state->loss.over() == LossOver::Row;
-  if (state->class_weight.defined()) check(state->class_weight, "class_weight", state->dtype, {state->outputs()});
+  if (state->class_weight.defined()) {
+    if (narrow) state->class_weight = state->class_weight.to(at::kFloat);
+    check(state->class_weight, "class_weight", wide(state->dtype), {state->outputs()});
+  }
   TORCH_CHECK_VALUE(row || (!state->class_weight.defined() && label_smoothing == 0), "step: class_weight and ",
                     "label_smoothing are for cross_entropy alone, got loss '", loss, "'");
   TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1, "step: label_smoothing must be between 0 and 1, got ",
@@ -772,7 +831,8 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
                      Py_TYPE(generator)->tp_name);
     state->generator = THPGenerator_Unwrap(generator);
   }
-  TORCH_CHECK_VALUE(!masters || masters == Py_None, "step: masters are for 16-bit parameters");
+  TORCH_CHECK_VALUE(narrow || !masters || masters == Py_None, "step: masters are for 16-bit parameters");
+  TORCH_CHECK_TYPE(!narrow || !state->drops, "step: dropout must be 0 for bfloat16 parameters");
   const auto is_dict = [](const py::object& object) {
     TORCH_CHECK_TYPE(PyDict_Check(object.ptr()), "step: watched must begin with dicts, got ",
                      Py_TYPE(object.ptr())->tp_name);
@@ -827,7 +887,7 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {
-    {"workspace", [](PyObject* self, void*) { return PyLong_FromSize_t(state_of(self).memory_size); }, nullptr,
+    {"workspace", [](PyObject* self, void*) { return PyLong_FromSize_t(state_of(self).pool.bytes()); }, nullptr,
      "Bytes of workspace held.", nullptr},
     {"kept", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).kept); }, nullptr,
      "Bytes of activations that the last call kept.", nullptr},
