@@ -34,6 +34,7 @@ from pyperc.bench.tables import (
     memory,
     mlp,
     narrow,
+    step,
 )
 from pyperc.bench.text import Table
 
@@ -42,6 +43,7 @@ TABLES: tuple[ModuleType, ...] = (
     blas,
     linear,
     mlp,
+    step,
     jacobian,
     halves,
     elementwise,
