@@ -257,6 +257,7 @@ def test_16_bits_have_masters(engine: str, dtype: torch.dtype, optimizer: str, o
         loss = step(x, y)
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected.detach(), rtol=0.02, atol=0.02)
+    assert step.engine == ("autograd" if dtype == torch.float16 else engine)
     state = step.state_dict()
     torch.testing.assert_close(state["masters"], [m.detach() for m in masters], rtol=0.02, atol=0.02)
     assert all(map(torch.equal, model.parameters(), [m.to(dtype) for m in state["masters"]]))
