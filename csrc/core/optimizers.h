@@ -17,8 +17,8 @@ inline constexpr int MAX_SETTINGS = 8, MAX_STATES = 3, MAX_COEFFICIENTS = 8;
 
 // `item`: which of the numbers, where torch holds several under one name.
 struct Setting {
-  const char* name;
-  double value;
+  const char* name = nullptr;
+  double value = 0;
   int item = -1;
 };
 
