@@ -33,7 +33,7 @@ VECTORS = ("LDG.E.128", "STG.E.128")
 TENSOR_CORES = ("HMMA", "LDSM", "LDGSTS")
 KERNELS = {
     r"activate_kernel<double": Expected(128, VECTORS),
-    r"activate_kernel<": Expected(64, VECTORS),
+    r"activate_kernel<": Expected(80, VECTORS),
     r"differentiate_kernel<.*(Heaviside|Sign)>": Expected(80, ("STG.E.128",)),  # ds is 0, whatever dx
     r"differentiate_kernel<double": Expected(255, VECTORS),
     r"differentiate_kernel<": Expected(80, VECTORS),

@@ -19,7 +19,7 @@ constexpr int ELEMENTWISE_THREADS = 256;
 constexpr int LOADS_AT_ONCE = 4;
 // How many blocks a multiprocessor is to hold, of each kernel: as many as the registers allow without spilling.
 template <class T>
-constexpr int ACTIVATE_BLOCKS = sizeof(T) == 8 ? 2 : 4;
+constexpr int ACTIVATE_BLOCKS = sizeof(T) == 8 ? 2 : 3;
 template <class T>
 constexpr int DIFFERENTIATE_BLOCKS = sizeof(T) == 8 ? 1 : 3;
 
