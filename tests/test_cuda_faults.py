@@ -76,7 +76,7 @@ FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
     (check_product, TILE): {
         "an ldmatrix address of the wrong lane": ("at(m + lane() % 16,", "at(m + lane() % 8,"),
         "an ldmatrix address outside of the tile": ("at(n + lane() % 8", "at(n + 64 + lane() % 8"),
-        "an ldmatrix that conflicts": ("(row / ROWS_IN_ALL_BANKS % CYCLE)", "(row / 8 % CYCLE)"),
+        "an ldmatrix that conflicts": ("(r / ROWS_IN_ALL_BANKS % CYCLE)", "(r / 8 % CYCLE)"),
         "a copy beyond the last row": ("row < rows ?", "row < ROWS ?"),
         "a copy beyond the last column": ("left >= PIECE ? PIECE : left > 0", "left > 0 ? PIECE : left > 0"),
         "a fragment's halves swapped": ("% 2));\n    f[0] = {{r[0], r[1]}};", "% 2));\n    f[0] = {{r[1], r[0]}};"),

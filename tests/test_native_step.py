@@ -283,7 +283,9 @@ def test_wide_networks_take_blocks_of_every_dimension(isa: str, thresholds: None
         ("threads share rows, by layers", "threads share rows, dw summed by rows"), ("sgd", "adam")
     ):
         _C.set_thresholds(PATHS[path])
-        compare(network([530, 800, 260], ("relu",), torch.float32), "mse", name, {"lr": 1e-3}, [600], 2e-3)
+        # Where a gradient is all but 0 Adam's step is its sign, which rounding decides, unless eps outweighs it.
+        settings = {"lr": 1e-3, "eps": 1e-3} if name == "adam" else {"lr": 1e-3}
+        compare(network([530, 800, 260], ("relu",), torch.float32), "mse", name, settings, [600], 2e-3)
 
 
 @pytest.mark.parametrize("activation", [info.name for info in _C.activations()])

@@ -257,7 +257,7 @@ template <class T>
 Status activate(const Activate<T>& g, Stream stream) {
   if (g.rows == 0 || g.columns == 0) return SUCCESS;
   const bool aligned = is_aligned(g.s, g.ld_s) && is_aligned(g.x, g.ld_x);
-  const Tiling tiling = make_tiling<T>(g.rows, g.columns, aligned, INT64_MAX);
+  const Tiling tiling = make_tiling<T>(g.rows, g.columns, aligned, INT32_MAX);
   const Grid grid{divide_up(g.rows, tiling.rows) * tiling.column_tiles, ELEMENTWISE_THREADS};
   switch (g.activation) {
 #define X(A) \
