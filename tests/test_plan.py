@@ -77,6 +77,18 @@ def test_wide_networks_take_blocks_of_every_dimension(isa: str) -> None:
         check(draw([530, 1024, 260], 600, named("relu"), torch.float32))
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_forward_pass_in_pieces(isa: str, activation: str) -> None:
+    """One weight packed at a time, while what nobody keeps waits for all of the batch."""
+    model = pyperc.MLP([40, 70, 33, 90, 20], activation=activation)
+    x = torch.randn(150, 40)
+    with torch.no_grad():
+        want = model(x)
+        _C.set_thresholds({"packed_bytes": -FAR, "chunk_bytes": 1, "parallel_flops": 1})
+        assert torch.equal(model(x), want)
+    assert torch.equal(model(x), want)
+
+
 def test_the_number_of_threads_is_torchs() -> None:
     model = pyperc.MLP([256, 256, 256])
     x = torch.randn(512, 256)

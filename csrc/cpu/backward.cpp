@@ -553,10 +553,12 @@ class BackwardRun {
     if (all.panel == 0) return {rows, share.size(), spec.out, 0};
     // ds(l-1) in the place of x(l-1) leaves room for it; beside dx there is little. Where dw is made beside the packed
     // columns, they share the room with the sums of as many.
-    const int64_t depth = l > 0 || by_chunk ? spec.out : std::min(spec.out, numbers_.kc() * TERMS);
+    const int64_t on_stack = int64_t{ON_STACK} / (all.panel * static_cast<int64_t>(sizeof(E)));
+    const bool at_once = !DIRECT || l > 0 || by_chunk || descends(l);
+    const int64_t depth = at_once ? spec.out : std::min(spec.out, on_stack);
     const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
-    int64_t bytes = ON_STACK;
+    int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{ON_STACK};  // rows are copied for each
     if (l > 0) bytes = (input / 2 + thresholds().packed_bytes) / plan_.threads;
     if (descends(l)) bytes = thresholds().chunk_bytes;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));

@@ -11,14 +11,27 @@ template <class S, class E>
 class ForwardRun {
  public:
   ForwardRun(const Numbers<S, E>& numbers, const Plan& plan, const Forward<S>& pass)
-      : numbers_(numbers), plan_(plan), pass_(pass), weights_(pass.depth), biases_(pass.depth) {
+      : numbers_(numbers), plan_(plan), pass_(pass), layers_(pass.depth) {
+    // Where nothing is kept for a backward pass, there is more room to pack.
+    int64_t most = std::max(plan.packed_bytes, thresholds().chunk_bytes);
     for (int l = 0; l < pass.depth; ++l) {
       const LayerSpec& spec = pass.layers[l].spec;
-      if (!dots(l)) weights_[l] = {numbers, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out};
+      Layer& layer = layers_[l];
+      if (!dots(l)) {
+        layer.weights = {numbers, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out};
+        layer.room = layer.weights.room(spec.out);
+      }
+      if (pass.layers[l].s.data || (l + 1 < pass.depth && pass.layers[l].x.data)) most = plan.packed_bytes;
     }
-    // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed.
-    for (int l = 0; l < pass.depth; l = segment_end(l)) {
-      if (l > 0 && !stored(l).data) whole_ = true;
+    // Layers whose weights are packed together: as many as there is room for, and where columns are shared, one.
+    int64_t bytes = 0;
+    for (int l = 0; l < pass.depth; ++l) {
+      bytes += layers_[l].room * static_cast<int64_t>(sizeof(E));
+      const int64_t next = l + 1 < pass.depth ? layers_[l + 1].room * static_cast<int64_t>(sizeof(E)) : 0;
+      layers_[l].ends = l + 1 == pass.depth || plan.split == Split::Columns || bytes + next > most;
+      if (layers_[l].ends) bytes = 0;
+      // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed.
+      if (layers_[l].ends && l + 1 < pass.depth && !stored(l + 1).data) whole_ = true;
     }
   }
 
@@ -55,37 +68,28 @@ class ForwardRun {
 
  private:
   bool dots(int l) const { return reads_rows(numbers_.kernels, plan_, pass_.layers[l].w); }
-  int64_t unit(int l) const { return dots(l) ? 1 : weights_[l].unit(numbers_.tile()); }
+  int64_t unit(int l) const { return dots(l) ? 1 : layers_[l].weights.unit(numbers_.tile()); }
 
-  // Layers whose weights are packed together: as many as the plan has room for, and where columns are shared, one.
   int segment_end(int first) const {
-    int l = first;
-    int64_t bytes = 0;
-    do {
-      bytes += packed_room(l) * static_cast<int64_t>(sizeof(E));
-    } while (++l < pass_.depth && plan_.split == Split::Rows &&
-             bytes + packed_room(l) * static_cast<int64_t>(sizeof(E)) <= plan_.packed_bytes);
-    return l;
+    while (!layers_[first].ends) ++first;
+    return first + 1;
   }
-  int64_t packed_room(int l) const { return dots(l) ? 0 : weights_[l].room(pass_.layers[l].spec.out); }
 
   void lay_out(Arena& arena) {
-    int64_t packed = 0, widest[2] = {0, 0}, sums = 0;
-    for (int first = 0, end; first < pass_.depth; first = end) {
-      end = segment_end(first);
-      int64_t together = 0;
-      for (int l = first; l < end; ++l) together += packed_room(l);
-      packed = std::max(packed, together);
+    int64_t packed = 0, taken = 0, widest[2] = {0, 0}, sums = 0;
+    for (const Layer& layer : layers_) {
+      taken += layer.room;
+      packed = std::max(packed, taken);
+      if (layer.ends) taken = 0;
     }
     E* const all = arena.take<E>(packed);
-    for (int first = 0, end; first < pass_.depth; first = end) {
-      end = segment_end(first);
-      int64_t taken = 0;
-      for (int l = first; l < end; taken += packed_room(l++)) weights_[l].packed = all + taken;
+    for (Layer& layer : layers_) {
+      layer.weights.packed = all + taken;
+      taken = layer.ends ? 0 : taken + layer.room;
     }
     for (int l = 0; l < pass_.depth; ++l) {
       const LayerSpec& spec = pass_.layers[l].spec;
-      if (!numbers_.DIRECT && pass_.layers[l].b) biases_[l] = arena.take<Sum<E>>(spec.out);
+      if (!numbers_.DIRECT && pass_.layers[l].b) layers_[l].bias = arena.take<Sum<E>>(spec.out);
       if (!in_place(l)) widest[l % 2] = std::max(widest[l % 2], padded(operands<E>(spec.in), sizeof(E)));
       if (!numbers_.DIRECT && operands<E>(spec.in) > numbers_.kc()) sums = std::max(sums, spec.out);
     }
@@ -130,17 +134,18 @@ class ForwardRun {
 
   void prepare(int l, Range columns) const {
     if (columns.size() == 0) return;
-    if (!dots(l)) weights_[l].pack(numbers_, columns);
+    if (!dots(l)) layers_[l].weights.pack(numbers_, columns);
     if constexpr (!Numbers<S, E>::DIRECT) {
-      if (biases_[l]) {
-        numbers_.kernels.widen(1, columns.size(), pass_.layers[l].b + columns.begin, 0, biases_[l] + columns.begin, 0);
+      if (layers_[l].bias) {
+        numbers_.kernels.widen(1, columns.size(), pass_.layers[l].b + columns.begin, 0, layers_[l].bias + columns.begin,
+                               0);
       }
     }
   }
 
   void layer(int l, int64_t t, int64_t i, int64_t m, Range columns) const {
     const ForwardLayer<S>& layer = pass_.layers[l];
-    const Sum<E>* bias = biases_[l];
+    const Sum<E>* bias = layers_[l].bias;
     if constexpr (Numbers<S, E>::DIRECT) bias = layer.b;
     Gemm<E> g{};
     g.m = m;
@@ -153,7 +158,7 @@ class ForwardRun {
       g.k = layer.spec.in;
       g.ldb = layer.w.rs;
     } else {
-      weights_[l].use(g, columns);
+      layers_[l].weights.use(g, columns);
     }
     Matrix<E> next;
     if (l + 1 < pass_.depth && !in_place(l + 1)) next = buffer(l + 1, t, i);
@@ -166,9 +171,14 @@ class ForwardRun {
   const Plan& plan_;
   const Forward<S>& pass_;
   bool whole_ = false;  // the buffers hold the whole batch, not a chunk for each thread
-  std::vector<Operand<S, E>> weights_;
-  std::vector<Sum<E>*> biases_;  // widened
-  Matrix<E> buffers_[2];         // what layers 0, 2, ... and 1, 3, ... read, where that is not read in place
+  struct Layer {
+    Operand<S, E> weights;
+    int64_t room = 0;        // of the packed weights
+    bool ends = false;       // a segment
+    Sum<E>* bias = nullptr;  // widened
+  };
+  std::vector<Layer> layers_;
+  Matrix<E> buffers_[2];  // what layers 0, 2, ... and 1, 3, ... read, where that is not read in place
   Sum<E>* sums_ = nullptr;
   int64_t ld_sums_ = 0;
 };
