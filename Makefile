@@ -3,14 +3,15 @@
 #   PYTHON=python3.12    the interpreter that the virtual environment is made from
 #   TORCH=torch==2.11.0  another torch (pip's own configuration says from where)
 #   VENV=.venv-2.11      another environment beside the first
-#   FORCE_CUDA=0         no CUDA kernels, although nvcc is there
+#   FORCE_CUDA=1         the CUDA kernels, beside a torch for the CPU too, which take minutes; test compiles them wherever
+#                        nvcc is found, demo and bench only beside a CUDA build of torch, and with 0 nobody does
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 
-FORCE_CUDA ?= $(if $(shell command -v nvcc),1,0)
-export FORCE_CUDA
+# Whether test wants the CUDA kernels.
+cuda := $(filter 1,$(or $(FORCE_CUDA),$(if $(shell command -v nvcc),1)))
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -42,7 +43,7 @@ help:
 demo: build $(VENV)/.extra-demo
 	@$(python) -m pyperc train $(DEMO)
 
-test: build $(VENV)/.extra-test $(if $(filter 1,$(FORCE_CUDA)),$(VENV)/.extra-cuda)
+test: build $(VENV)/.extra-test $(if $(cuda),build/cuda.stamp $(VENV)/.extra-cuda)
 	$(python) -m pytest $(PYTEST_ARGS)
 
 bench: build $(VENV)/.extra-bench
@@ -97,11 +98,21 @@ $(VENV)/.extra-%: pyproject.toml tools/requirements.py $(VENV)/.torch
 
 build: build/native.stamp
 
+define compile
+mkdir -p build
+$(python) setup.py build_ext --inplace 2>&1 | tee build/native.log | \
+  sed -nu 's#^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\(csrc/[^ ]*\) .*#  \1 \2#p' || \
+  { grep -v -e '^\[' -e '^FAILED' build/native.log | cut -c -300 | tail -n 60; exit 1; }
+touch $@
+endef
+
 # The list of files holds directories too, whose time changes when a file is added or removed.
 build/native.stamp: setup.py pyproject.toml $(shell find csrc 2>/dev/null) $(VENV)/.torch
 	$(say) 'compiling the kernels (a minute or two the first time; everything in build/native.log)'
-	@mkdir -p build
-	@$(python) setup.py build_ext --inplace 2>&1 | tee build/native.log | \
-	  sed -nu 's#^\(\[[0-9]*/[0-9]*\]\).* -c [^ ]*/\(csrc/[^ ]*\) .*#  \1 \2#p' || \
-	  { grep -v -e '^\[' -e '^FAILED' build/native.log | cut -c -300 | tail -n 60; exit 1; }
-	@touch $@
+	@$(compile)
+
+# Links the same objects once more, with those of CUDA.
+build/cuda.stamp: export FORCE_CUDA := 1
+build/cuda.stamp: build/native.stamp
+	$(say) 'compiling the CUDA kernels (some minutes the first time)'
+	@$(compile)
