@@ -204,7 +204,9 @@ class BackwardRun {
     }
   }
 
-  // The batch as blocks that fill one cache block of the product, so that x is packed where it is read from again.
+  // The batch in blocks of so many operands, so that x is packed where it is read from again: half a cache block of the
+  // product, as a whole one would hold more memory than plain torch.
+  int64_t packed_depth() const { return numbers_.kc() / 2; }
   struct Share {
     Range outs, ins;
   };
@@ -224,7 +226,7 @@ class BackwardRun {
       const Numbers<S, E>& numbers = run.numbers_;
       const int64_t outs = share.outs.size(), k = operands<E>(m);
       const Weights whole(numbers, layer.x, outs, m, columns);
-      blocks = whole.panel ? (k + numbers.kc() - 1) / numbers.kc() : 1;
+      blocks = whole.panel ? (k + run.packed_depth() - 1) / run.packed_depth() : 1;
       const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
       const bool near = run.turned_ds_is_near(l);
       const int64_t unit = whole.unit(numbers.tile());
@@ -234,7 +236,7 @@ class BackwardRun {
       // A block of ds that stays in the cache may be read again and again, for few columns each.
       const int64_t bytes_of_x = operands<E>(samples) * static_cast<int64_t>(sizeof(E));
       if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(ON_STACK / 2, bytes_of_x);
-      if (sums_outside && k > numbers.kc()) {
+      if (sums_outside && (blocks > 1 || k > numbers.kc())) {
         at_most(thresholds().chunk_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};
       }
