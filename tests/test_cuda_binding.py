@@ -45,11 +45,12 @@ def in_the_place_of_the_cpus(backend: Emulator) -> Iterator[None]:
 NEVER, ALWAYS = 0, 1 << 40
 
 
-@pytest.fixture(params=["gemm", "library"])
+@pytest.fixture(params=["narrow", "gemm", "library"])
 def path(request: pytest.FixtureRequest, in_the_place_of_the_cpus: None) -> Iterator[None]:
-    """Each way of computing a product, for layers of any width."""
+    """Each way of computing a network, at any width; the one kernel of narrow networks in 16 bits."""
     before = _C.thresholds()
-    _C.set_thresholds(dict.fromkeys(before, ALWAYS if request.param == "gemm" else NEVER))
+    gemm = dict.fromkeys(before, NEVER if request.param == "library" else ALWAYS)
+    _C.set_thresholds(gemm if request.param == "narrow" else {**gemm, "narrow_widest": NEVER})
     yield
     _C.set_thresholds(before)
 
@@ -64,6 +65,12 @@ def test_each_activation_in_a_network(backend: Emulator, activation: Activation,
     assert backend.counts()["launches"] > 0
 
 
+def test_a_narrow_network_is_one_launch(backend: Emulator) -> None:
+    net = draw((5, 9, 8, 3), 6, named("gelu"), torch.bfloat16)
+    check_forward(net)
+    assert backend.counts()["launches"] == 1
+
+
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("batch", [(), (1,), (0,), (2, 3), (70,)], ids=str)
 @pytest.mark.parametrize("last", ["identity", "gelu", "tanh"])
@@ -75,20 +82,21 @@ def test_batches_of_any_shape(batch: tuple[int, ...], last: str) -> None:
 
 
 @pytest.mark.usefixtures("path")
-def test_only_the_gradients_that_are_wanted() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_only_the_gradients_that_are_wanted(dtype: torch.dtype) -> None:
     activations = [named("gelu"), named("relu"), named("silu"), named("identity")]
-    net = draw((4, 6, 5, 7, 3), 8, activations, torch.float64)
+    net = draw((4, 6, 5, 7, 3), 8, activations, dtype)
     leaves = [net.x, *net.w, *net.b]
     parameters = [(a.name, list(a.parameters)) for a in activations]
     chain = _C.Chain(parameters)
-    want = None
+    want, near = None, 1e-9 if dtype == torch.float64 else 0.1
     for wanted in [range(len(leaves)), *([i] for i in range(len(leaves))), (1, 4), (0, 8), (2, 5)]:
         inputs = [leaf.detach().clone().requires_grad_(i in wanted) for i, leaf in enumerate(leaves)]
         y = _C.mlp(inputs[0], inputs[1:5], inputs[5:], chain)
         got = torch.autograd.grad(y, [inputs[i] for i in wanted], net.dy)
         want = want or got
         for i, gradient in zip(wanted, got, strict=True):
-            torch.testing.assert_close(gradient, want[i])
+            torch.testing.assert_close(gradient, want[i], rtol=near, atol=near)
 
 
 @pytest.mark.usefixtures("path")
@@ -105,5 +113,7 @@ def test_the_plan_names_the_path() -> None:
     report = _C.plan(torch.zeros(2, 3), [torch.zeros(4, 3)], [None], _C.Chain([("relu", [])]))
     assert report["isa"] == "sm_90"
     assert "gemm" in report["layers"][0]["kernel"]
+    half = _C.plan(torch.zeros(2, 3).bfloat16(), [torch.zeros(4, 3).bfloat16()], [None], _C.Chain([("relu", [])]))
+    assert "narrow" in half["layers"][0]["kernel"]
     wide = _C.plan(torch.zeros(2, 3000), [torch.zeros(4, 3000)], [None], _C.Chain([("relu", [])]))
     assert "cublas" in wide["layers"][0]["kernel"]

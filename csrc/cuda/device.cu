@@ -16,11 +16,23 @@ int capability(int device) {
   return 10 * major + minor;
 }
 
+Device device_of(int device) {
+  int multiprocessors = 0, shared = 0;
+  if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    return {};
+  }
+  return {multiprocessors, static_cast<size_t>(shared)};
+}
+
 const char* describe(Status status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
 #else
 
 int capability(int) { return 90; }
+
+// So few that a block has several tiles of rows.
+Device device_of(int) { return {2, 227 << 10}; }
 
 const char* describe(Status) { return emulate::message().c_str(); }
 

@@ -7,7 +7,7 @@
 #include <cstddef>
 
 #include "../core/mlp.h"
-#include "status.h"
+#include "device.h"
 
 namespace pyperc::cuda {
 
@@ -54,13 +54,8 @@ struct NarrowBackward {
   void* workspace;      // narrow_workspace(...) bytes
 };
 
-// What a device has; `shared` is the memory that a block may ask for, in bytes. The same device gives the same bits.
-struct Device {
-  int multiprocessors;
-  size_t shared;
-};
-
-// Whether a network of so many layers, none wider than `widest`, runs in one kernel.
+// Whether a network of so many layers, none wider than `widest`, runs in one kernel. The same device gives the same
+// bits.
 template <class T>
 bool is_narrow(int depth, int widest, const Device& device);
 

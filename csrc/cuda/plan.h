@@ -1,4 +1,4 @@
-// Which kernels take the products of a layer: one table.
+// Which kernels take a network, or the products of a layer: one table.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,12 @@ namespace pyperc::cuda {
 // elementwise kernels around it.
 enum class Path { Gemm, Library };
 
-// The widest layer, in or out, whose products cost less by our kernels than by cuBLAS, which multiplies faster, and the
-// passes over memory around it. From counts of operations and bytes on a Hopper GPU; not measured yet.
+// narrow_widest   the widest layer of a network that runs in one kernel (narrow_mlp.h)
+// gemm_widest_..  the widest layer, in or out, whose products cost less by our kernels than by cuBLAS, which multiplies
+//                 faster, and the passes over memory around it
+// From counts of operations and bytes on a Hopper GPU; not measured yet.
 #define PYPERC_CUDA_THRESHOLDS(X) \
+  X(narrow_widest, 128)           \
   X(gemm_widest_16, 512)          \
   X(gemm_widest_tf32, 384)        \
   X(gemm_widest_32, 192)          \

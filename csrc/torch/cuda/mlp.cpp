@@ -9,9 +9,12 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
+
 #include "../../cuda/device.h"
 #include "../../cuda/elementwise.h"
 #include "../../cuda/gemm.h"
+#include "../../cuda/narrow_mlp.h"
 #include "../../cuda/plan.h"
 #include "../backend.h"
 
@@ -58,6 +61,8 @@ Tensor shaped_like(const Tensor& t, int64_t last) {
   sizes.back() = last;
   return at::empty(sizes, t.options());
 }
+
+Tensor contiguous(const Tensor& b) { return b.defined() ? b.contiguous() : b; }
 
 // What stands in the kernels' structs; null and 0 of an undefined tensor. The kernels have types of their own for what
 // torch stores in 16 bits, so torch is not asked to check them.
@@ -195,23 +200,94 @@ void product(const Call& call, const Tensor& a, const Tensor& b, Tensor c, cuda:
   }
 }
 
+// The kernel of narrow networks has no float64, and no float32 that may not round.
+template <class T>
+constexpr bool CAN_BE_NARROW = sizeof(T) <= 4;
+
+bool is_narrow(const Tensor& x, c10::IntArrayRef sizes) {
+  bool narrow = false;
+  const int64_t widest = *std::max_element(sizes.begin(), sizes.end());
+  if (widest > cuda::thresholds().narrow_widest) return false;
+  visit(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (CAN_BE_NARROW<T>) {
+      narrow =
+          (sizeof(T) == 2 || may_round(x)) &&
+          cuda::is_narrow<T>(static_cast<int>(sizes.size()) - 1, static_cast<int>(std::min<int64_t>(widest, 1 << 20)),
+                             cuda::device_of(x.device().index()));
+    }
+  });
+  return narrow;
+}
+
+// f(pass) with the layers of either pass filled in; what it points to lives as long as f runs.
+template <template <class> class PASS, class F>
+void with_narrow(const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, const Tensors& biases,
+                 const Chain& chain, const Tensors& kept, F f) {
+  visit(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (CAN_BE_NARROW<T>) {
+      PASS<T> pass{};
+      Tensors owners;
+      pass.depth = static_cast<int>(chain.size());
+      for (size_t l = 0; l < chain.size(); ++l) {
+        const Tensor w = rows_of(weights[l]), b = contiguous(biases[l]);
+        owners.insert(owners.end(), {w, b});
+        pass.layers[l] = {static_cast<int>(sizes[l]),
+                          static_cast<int>(sizes[l + 1]),
+                          data_of<T>(w),
+                          pitch_of(w),
+                          data_of<T>(b),
+                          chain[l].activation,
+                          chain[l].parameters,
+                          data_of<T>(kept[l]),
+                          pitch_of(kept[l])};
+      }
+      f(pass);
+    }
+  });
+}
+
 Tensor forward_on_cuda(const Tensor& x, const Network& network, Kept* kept) {
   const Call call(x.device());
   const size_t depth = network.depth();
   const int64_t batch = batch_of(x);
+  std::vector<int64_t> sizes{network.weights[0].size(1)};
+  for (const Tensor& w : network.weights) sizes.push_back(w.size(0));
   Tensors outputs(depth), summations(depth);
-  Tensor in = rows_of(x);
   for (size_t l = 0; l < depth; ++l) {
-    const Tensor &w = network.weights[l], &b = network.biases[l];
-    const bool last = l + 1 == depth;
-    if (kept && network.chain[l].saved() == Saved::Summation) summations[l] = empty_rows(batch, w.size(0), x);
-    const Tensor y = last ? shaped_like(x, w.size(0)) : empty_rows(batch, w.size(0), x);
-    const Tensor rows = last ? y.view({batch, w.size(0)}) : y;
-    forward_layer(call, in, w, b.defined() ? b.contiguous() : b, summations[l], rows, network.chain[l]);
-    if (last || (kept && composition::keeps_output(network.chain, l))) outputs[l] = y;
-    in = rows;
+    if (kept && network.chain[l].saved() == Saved::Summation) summations[l] = empty_rows(batch, sizes[l + 1], x);
+    if (kept && l + 1 < depth && composition::keeps_output(network.chain, l)) {
+      outputs[l] = empty_rows(batch, sizes[l + 1], x);
+    }
   }
-  const Tensor output = outputs.back();
+  const Tensor output = outputs[depth - 1] = shaped_like(x, sizes[depth]);
+  const Tensor in = rows_of(x), last = output.view({batch, sizes[depth]});
+  if (is_narrow(x, sizes)) {
+    Tensors wanted;
+    for (size_t l = 0; l < depth; ++l) {
+      wanted.push_back(summations[l].defined() ? summations[l] : l + 1 < depth ? outputs[l] : Tensor());
+    }
+    with_narrow<cuda::NarrowForward>(x, sizes, network.weights, network.biases, network.chain, wanted, [&](auto& g) {
+      using T = std::remove_pointer_t<decltype(g.y)>;
+      g.batch = batch;
+      g.x = data_of<T>(in);
+      g.ld_x = pitch_of(in);
+      g.y = data_of<T>(last);
+      g.ld_y = pitch_of(last);
+      call.check(cuda::narrow_forward(g, cuda::device_of(x.device().index()), call.stream()), "narrow_forward");
+    });
+  } else {
+    Tensor rows = in;
+    for (size_t l = 0; l < depth; ++l) {
+      const Tensor next = l + 1 == depth         ? last
+                          : outputs[l].defined() ? outputs[l]
+                                                 : empty_rows(batch, sizes[l + 1], x);
+      forward_layer(call, rows, network.weights[l], contiguous(network.biases[l]), summations[l], next,
+                    network.chain[l]);
+      rows = next;
+    }
+  }
   if (kept) *kept = {std::move(outputs), std::move(summations)};
   return output;
 }
@@ -235,6 +311,41 @@ Tensors backward_on_cuda(const Tensor& dy, const Tensor& x, c10::IntArrayRef siz
     const Saved reads = chain[l].saved();
     return reads == Saved::Nothing ? Tensor() : rows_of(reads == Saved::Summation ? kept.s[l] : kept.x[l]);
   };
+
+  // The one kernel wants the network from its input on, as training has it.
+  Tensors read(depth);
+  bool complete = needs.weights[0];
+  for (size_t l = 0; l < depth; ++l) {
+    const bool reads = chain[l].saved() != Saved::Nothing;
+    const Tensor& one = chain[l].saved() == Saved::Summation ? kept.s[l] : kept.x[l];
+    if (one.defined() && (reads || l + 1 < depth)) read[l] = rows_of(one);
+    complete = complete && (read[l].defined() || (!reads && l + 1 == depth)) && (l == 0 || weights[l].defined());
+  }
+  if (complete && is_narrow(dy, sizes)) {
+    Tensors operands = weights;
+    if (!weights[0].defined()) operands[0] = dw(0);  // where dx is not wanted, any numbers
+    const Tensor rows = rows_of(x), top = rows_of(dy);
+    if (needs.x) gradients[0] = shaped_like(dy, sizes[0]);
+    with_narrow<cuda::NarrowBackward>(dy, sizes, operands, Tensors(depth), chain, read, [&](auto& g) {
+      using T = std::remove_pointer_t<decltype(g.dx)>;
+      g.batch = batch;
+      g.x = data_of<T>(rows);
+      g.ld_x = pitch_of(rows);
+      g.dy = data_of<T>(top);
+      g.ld_dy = pitch_of(top);
+      g.dx = data_of<T>(gradients[0]);
+      g.ld_dx = sizes[0];
+      for (size_t l = 0; l < depth; ++l) {
+        g.dw[l] = data_of<T>(dw(l));
+        g.db[l] = data_of<T>(db(l));
+      }
+      const cuda::Device device = cuda::device_of(dy.device().index());
+      const Workspace workspace(cuda::narrow_workspace(g, device), dy);
+      g.workspace = workspace.data();
+      call.check(cuda::narrow_backward(g, device, call.stream()), "narrow_backward");
+    });
+    return gradients;
+  }
 
   const bool identity = chain[depth - 1].activation == Activation::Identity;
   const Tensor top = rows_of(dy);
@@ -278,6 +389,9 @@ Tensor activation_on_cuda(const Tensor& s, const LayerActivation& layer) {
 NetworkPlan plan_on_cuda(const Tensor& x, const Network& network) {
   NetworkPlan report{"sm_" + std::to_string(cuda::capability(x.device().index())), 0, {}};
   const int64_t batch = batch_of(x);
+  std::vector<int64_t> sizes{network.weights[0].size(1)};
+  for (const Tensor& w : network.weights) sizes.push_back(w.size(0));
+  const bool narrow = is_narrow(x, sizes);
   for (size_t l = 0; l < network.depth(); ++l) {
     const Tensor& w = network.weights[l];
     LayerPlan layer{};
@@ -285,7 +399,7 @@ NetworkPlan plan_on_cuda(const Tensor& x, const Network& network) {
     layer.out = w.size(0);
     layer.activation = network.chain[l].info().name;
     layer.saved = network.chain[l].saved();
-    layer.kernel = cuda::name_of(path_of(x, layer.in, layer.out));
+    layer.kernel = narrow ? "narrow, all layers in one kernel" : cuda::name_of(path_of(x, layer.in, layer.out));
     layer.flops = 2 * batch * layer.in * layer.out;
     report.layers.push_back(layer);
   }
