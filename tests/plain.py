@@ -39,7 +39,7 @@ def gradients(model: Callable[[Tensor], Tensor], parameters: Any, x: Tensor) -> 
 
 def close(got: Any, want: Any, dtype: torch.dtype = torch.float64) -> None:
     """Equal up to the rounding of sums in another order."""
-    tolerance = 2e-5 if dtype == torch.float32 else 1e-10
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 

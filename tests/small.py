@@ -30,4 +30,4 @@ def as_function(
 
 
 def same(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...]) -> None:
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

@@ -129,7 +129,7 @@ def test_scikit_learn_pipeline_through_skorch() -> None:
     torch.manual_seed(0)
     torchs = build(Plain).fit(x, y)
     torch.testing.assert_close(
-        torch.from_numpy(mine.predict_proba(x)), torch.from_numpy(torchs.predict_proba(x)), rtol=1e-3, atol=1e-4
+        torch.from_numpy(mine.predict_proba(x)), torch.from_numpy(torchs.predict_proba(x)), rtol=1e-5, atol=1e-6
     )
     assert mine.score(x, y) > 0.9
     assert pickle.loads(pickle.dumps(mine)).score(x, y) == mine.score(x, y)
@@ -177,7 +177,7 @@ def test_a_lightning_style_module() -> None:
         curves.append(module.logged)
         assert list(module.state_dict()) == [f"model.{i}.{n}" for i in (0, 2) for n in ("weight", "bias")]
     assert curves[0][-1] < curves[0][0]
-    torch.testing.assert_close(*curves, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*curves, rtol=1e-12, atol=1e-12)
 
 
 class GELUActivation(nn.Module):

@@ -122,7 +122,7 @@ def test_onnx_is_a_plain_graph_that_onnxruntime_runs(tmp_path: Path) -> None:
     for batch in (1, 4, 9):
         x = torch.randn(batch, 6)
         (got,) = session.run(None, {"x": x.numpy()})
-        torch.testing.assert_close(torch.from_numpy(got), plain(model)(x).detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(got), plain(model)(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -136,7 +136,7 @@ def test_onnx_of_an_exported_program_that_is_decomposed_first() -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     session = onnxruntime.InferenceSession(onnx.model_proto.SerializeToString())
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(got), other(x).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(got), other(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 class Side(nn.Module):

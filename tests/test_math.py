@@ -8,7 +8,7 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from reference import ACTIVATIONS, ALTERED, Activation, Network, named, native, peak, results
+from reference import ACTIVATIONS, ALTERED, UNCANCELLED, Activation, Network, named, native, peak, results
 from torch import Tensor
 
 from pyperc import _C
@@ -76,12 +76,18 @@ def ulps_of(got: Tensor, exact: list[mpmath.mpf]) -> Tensor:
     return error / ulp(reference, F64)
 
 
+def sigmoid(s: mpmath.mpf) -> mpmath.mpf:
+    return 1 / (1 + mpmath.exp(-s))
+
+
 HIGH_PRECISION: dict[str, tuple[Callable[[mpmath.mpf], mpmath.mpf], float]] = {
     "tanh": (mpmath.tanh, 2),
-    "sigmoid": (lambda s: 1 / (1 + mpmath.exp(-s)), 4),
+    "sigmoid": (sigmoid, 4),
     "elu": (lambda s: s if s > 0 else mpmath.expm1(s), 4),
     "softplus": (lambda s: s if s > 20 else mpmath.log1p(mpmath.exp(s)), 4),
-    "silu": (lambda s: s / (1 + mpmath.exp(-s)), 4),
+    "gelu": (lambda s: s * mpmath.ncdf(s), 4),
+    "gelu_tanh": (lambda s: s * sigmoid(mpmath.sqrt(8 / mpmath.pi) * (s + mpmath.mpf("0.044715") * s**3)), 4),
+    "silu": (lambda s: s * sigmoid(s), 4),
 }
 
 
@@ -91,8 +97,14 @@ def test_float64_against_40_digits(isa: str, name: str) -> None:
     s = around(F64)[::17]
     s = torch.cat([s, torch.logspace(-300, 2, 200, dtype=F64), -torch.logspace(-300, 2, 200, dtype=F64)])
     got, exact = kernel(named(name), s), high_precision(f, s)
-    error = ulps_of(got, exact)
-    assert error.max() <= bound, worst(s, got, torch.tensor([float(v) for v in exact], dtype=F64), error)
+    reference = torch.tensor([float(v) for v in exact], dtype=F64)
+    error, allowed = ulps_of(got, exact), bound + an_eps(name, reference, F64)
+    assert (error <= allowed).all(), worst(s, got, reference, error - allowed)
+
+
+def an_eps(name: str, reference: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ulp, what gelu may be wrong by where it falls off: e^-(s^2 / 2) has more rounding than an ulp there."""
+    return torch.finfo(dtype).eps / ulp(reference, dtype) if name in UNCANCELLED else torch.zeros(1)
 
 
 def local_maximum(error: Tensor, radius: int = 512) -> Tensor:
@@ -102,24 +114,30 @@ def local_maximum(error: Tensor, radius: int = 512) -> Tensor:
 
 @EVERY_ACTIVATION
 def test_float32_is_within_4_ulp_or_twice_torchs_error(isa: str, activation: Activation) -> None:
-    """Where torch's float32 result is the rounded float64 one everywhere (relu, ...), so must the kernel's be."""
+    """Where torch's float32 result is the rounded float64 one everywhere (relu, ...), so must the kernel's be.
+
+    torch's own gelu cancels, which is no measure: it is 0 at -6.
+    """
     for s in (float32_sweep(8191), around(F32)):
         got, own, reference = kernel(activation, s), activation.f(s), activation.exact(s)
         assert torch.equal(torch.isnan(got), torch.isnan(reference))
-        torch_error = ulps(own, reference)
         exact = torch.equal(own, reference.float())
-        allowed = torch.zeros(1) if exact else 4 + 2 * local_maximum(torch_error)
+        if activation.name in UNCANCELLED:
+            allowed = 4 + an_eps(activation.name, reference, F32)
+        else:
+            allowed = torch.zeros(1) if exact else 4 + 2 * local_maximum(ulps(own, reference))
         error = ulps(got, reference.float().double() if exact else reference)
         assert (error <= allowed).all(), worst(s, got, reference, error - allowed)
 
 
-def test_gelu_keeps_its_tail(isa: str) -> None:
-    """Relative to the exact value, where 1 + erf has nothing left of it."""
-    s = torch.linspace(-5, -3, 10_007)
+@pytest.mark.parametrize(("low", "high", "bound"), [(-3, -2, 2**-17), (-4, -3, 2**-13), (-5, -4, 2**-9)])
+def test_gelu_keeps_its_tail(isa: str, low: float, high: float, bound: float) -> None:
+    """Relative to the exact value, where 1 + erf has little left of it."""
+    s = torch.linspace(low, high, 10_007)
     gelu = named("gelu")
     got, reference = kernel(gelu, s), gelu.exact(s)
     error = (got / reference - 1).abs()
-    assert error.max() <= 2**-9, worst(s, got, reference, error)
+    assert error.max() <= bound, worst(s, got, reference, error)
     assert (kernel(gelu, torch.tensor([-12.0, -1e3, -1e30])) == 0).all()
 
 
@@ -131,10 +149,12 @@ def test_slopes_in_float32(isa: str, activation: Activation) -> None:
         assert not results(native, line(s, activation))["db[0]"].any()
         return
     got = results(native, line(s, activation))["db[0]"].double()
-    reference, own = activation.df(s.double()), activation.df(s).double()
+    reference, own = activation.exact_df(s), activation.df(s).double()
     jumps = (activation.df(s.double() * (1 + 1e-6)) - activation.df(s.double() * (1 - 1e-6))).abs() > 1e-3
     error = torch.where(jumps | ~torch.isfinite(own), 0.0, (got - reference).abs())
-    allowed = 2 * local_maximum(torch.nan_to_num(own - reference).abs()) + 8 * torch.finfo(F32).eps * peak(reference)
+    torch_error = local_maximum(torch.nan_to_num(own - reference).abs())
+    eps = torch.finfo(F32).eps * (8 if activation.name == "gelu_tanh" else 2)  # its sigmoid's error times s u'(s), 15
+    allowed = 2 * torch_error + eps * peak(reference)
     assert (error <= allowed).all(), worst(s, got, reference, error - allowed)
 
 

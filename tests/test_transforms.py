@@ -92,7 +92,7 @@ def functional_cases() -> list[tuple[str, Callable[[Callable[..., Tensor], list[
 def test_functional_transforms_by_value(activation: Activation, transform: Callable[..., object]) -> None:
     net = small(activation)
     got, want = (transform(*as_function(net, forward)) for forward in (native, composition))
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_vectorised_backward_of_a_native_graph() -> None:

@@ -117,7 +117,7 @@ def test_derivatives_by_value(way: Way) -> None:
     got, want = derivatives(call, model), derivatives(other, other)
     for order in ("first", "second", "third"):
         assert all(g.abs().max() > 1e-4 for g in want[order]), "the test would not see a zero"
-    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", [way for name, way in WAYS.items() if name not in ("checkpoint", "a traced module")],
