@@ -6,7 +6,10 @@ import io
 import itertools
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -374,3 +377,14 @@ def test_bad_arguments_are_named(capsys, arguments, message):
 def test_quartiles_of_a_spread():
     assert measure.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
     assert not math.isnan(measure.Samples([(1.0,)], [1.0], [True]).spread)
+
+
+@pytest.mark.skipif(not _C.build()["cuda"], reason="built without CUDA")
+def test_the_times_on_a_gpu_run_to_their_end_without_one(tmp_path):
+    report = tmp_path / "gpu.json"
+    command = [sys.executable, ROOT / "bench" / "gpu.py", "--device", "cpu", "--quick", "--json", report]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    written = json.loads(report.read_text())
+    assert len(written["figures"]) == done.stdout.split("hoped\n")[1].count("\n")  # a figure for every bar
+    assert not any("error" in row for row in written["rows"])

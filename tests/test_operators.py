@@ -50,11 +50,13 @@ def test_the_two_halves_of_the_operator(activation: Activation) -> None:
 @pytest.mark.parametrize("bias", [[True, True], [True, False]], ids=["bias", "one bias"])
 def test_opcheck(activation: Activation, bias: list[bool]) -> None:
     net = draw([9, 20, 5], (2, 3), activation, F64, bias=bias)
+    pytest.importorskip("expecttest", reason="needs expecttest, which opcheck imports")
     torch.library.opcheck(torch.ops.pyperc.mlp.default, net.requires_grad().op_arguments)
     torch.library.opcheck(torch.ops.pyperc.mlp.default, net.op_arguments)
 
 
 def test_opcheck_of_forward_and_backward() -> None:
+    pytest.importorskip("expecttest", reason="needs expecttest, which opcheck imports")
     for activation in (TANH, GELU):
         net = draw([9, 20, 5], 6, activation, F64)
         x, w, b, names, parameters = net.op_arguments

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis", reason="needs hypothesis")
+
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 from reference import (
