@@ -175,9 +175,14 @@ def results(forward: Callable[[Network], Tensor], net: Network) -> dict[str, Ten
     }
 
 
+def rows(t: Tensor) -> Tensor:
+    """[*, n] as [samples, n]."""
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
+
+
 def forward(net: Network) -> tuple[list[Tensor], list[Tensor]]:
     """x(0..L) and s(1..L) in float64, with one row for each sample."""
-    x, s = [net.x.detach().double().reshape(-1, net.w[0].shape[1])], []
+    x, s = [rows(net.x.detach().double())], []
     for w, b, activation in zip(net.w, net.b, net.activations, strict=True):
         s.append(x[-1] @ w.detach().double().mT + (0 if b is None else b.detach().double()))
         x.append(activation.f(s[-1]))
@@ -226,7 +231,7 @@ def exact(net: Network) -> Exact:
     values, rounding = {"y": x[-1].reshape(net.dy.shape)}, {"y": y}
 
     m = x[0].shape[0]
-    dx, inherited_dx = net.dy.double().reshape(-1, net.w[-1].shape[0]), 0.0
+    dx, inherited_dx = rows(net.dy.double()), 0.0
     for i in reversed(range(len(net.w))):
         w, df = net.w[i].detach().double(), net.activations[i].df
         slope = df(s[i])
@@ -335,10 +340,10 @@ def draw(
     net = Network(normal(math.prod(lead), sizes[0]), w, b, activations, normal(*lead, sizes[-1]))
     margin = max(sizes) * torch.finfo(torch.float32).eps if margin is None else margin
     for _ in range(100):
-        rows = near_a_kink(net, margin)
-        if not rows.any():
+        near = near_a_kink(net, margin)
+        if not near.any():
             return replace(net, x=net.x.reshape(*lead, sizes[0]))
-        net.x[rows] = normal(int(rows.sum()), sizes[0])
+        net.x[near] = normal(int(near.sum()), sizes[0])
     raise NearKinksError(f"no input away from kinks found in 100 draws, take another seed: {net}")
 
 

@@ -43,6 +43,15 @@ def test_an_empty_batch_has_gradients_of_zero(dtype: torch.dtype) -> None:
     assert all((value == 0).all() for name, value in got.items() if name not in ("y", "dx"))
 
 
+@EVERY_DTYPE
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [[0, 40, 3], [1100, 0, 1100], [40, 1100, 0], [0, 0, 5]], ids=str)
+def test_a_layer_of_width_0(dtype: torch.dtype, sizes: list[int], threads: int) -> None:
+    torch.set_num_threads(threads)
+    for batch in ((0,), (1,), (2, 150)):
+        check(draw(sizes, batch, [GELU, RELU], dtype))
+
+
 @pytest.mark.parametrize("size", [1024, 1025, 2049])
 @pytest.mark.parametrize("which", ["inputs", "outputs", "samples"])
 def test_a_long_sum_spans_cache_blocks(isa: str, dtype: torch.dtype, which: str, size: int) -> None:

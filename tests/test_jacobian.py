@@ -53,6 +53,17 @@ def test_leading_dimensions(lead: tuple[int, ...], sizes: tuple[int, ...]) -> No
     close(jvp(model, x, dx)[1], (J @ dx.unsqueeze(-1)).squeeze(-1))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("sizes", [(0, 4, 3), (3, 0, 4), (3, 4, 0)], ids=str)
+def test_a_layer_of_width_0(sizes: tuple[int, ...]) -> None:
+    model = pyperc.fuse(nn.Sequential(nn.Linear(*sizes[:2]), nn.Tanh(), nn.Linear(*sizes[1:])))
+    x, dy = torch.randn(5, sizes[0]), torch.randn(5, sizes[-1])
+    J = jacobian(model, x)
+    assert torch.equal(J, torch.zeros(5, sizes[-1], sizes[0]))
+    close(vjp(model, x, dy), (plain(model)(x), torch.zeros_like(x)), x.dtype)
+    close(jvp(model, x, x), (plain(model)(x), torch.zeros_like(dy)), x.dtype)
+
+
 @torch.no_grad()
 def test_a_batch_of_several_pieces_and_threads() -> None:
     model, other = pair((24, 64, 8), "gelu", torch.float32)

@@ -126,6 +126,15 @@ def test_a_network_without_biases_and_one_with_an_output_activation(engine: str)
         run_both(pyperc.TrainStep(prepared(model, engine), "mse", lr=0.1), loop, batches("mse"))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_of_width_0_goes_through_autograd() -> None:
+    model = pyperc.fuse(nn.Sequential(nn.Linear(5, 0, dtype=F64), nn.ReLU(), nn.Linear(0, 3, dtype=F64)))
+    loop = Loop(model, loss=F.mse_loss, lr=0.1)
+    step = pyperc.TrainStep(model, "mse", lr=0.1)
+    run_both(step, loop, batches("mse"))
+    assert step.engine == "autograd"
+
+
 def test_probabilities_as_targets(engine: str) -> None:
     model = network()
     options = {"weight": CLASS_WEIGHT, "label_smoothing": 0.1}

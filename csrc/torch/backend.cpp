@@ -1,6 +1,7 @@
 // The backends by device, and the calls that go to them.
 #include "backend.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -33,6 +34,10 @@ Tensor forward(const Tensor& x, const Network& network, Kept* kept) { return bac
 
 Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept kept,
                  Release release, const Chain& chain, const Needs& needs) {
+  // Beside a layer of width 0 gradients are sums of nothing, which no kernel comes by to write.
+  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) {
+    return composition::backward(dy, x, weights, kept, chain, needs);
+  }
   return backend_of(dy).backward(dy, x, sizes, weights, std::move(kept), release, chain, needs);
 }
 

@@ -144,7 +144,7 @@ Tensor jacobian(const Tensor& x, const Network& network) {
   int64_t widest = 1;
   for (const Tensor& w : network.weights) widest = std::max({widest, w.size(0), w.size(1)});
   const int64_t batch = rows.size(0);
-  const int64_t row_bytes = std::min(in, out) * widest * static_cast<int64_t>(x.element_size());
+  const int64_t row_bytes = std::max<int64_t>(1, std::min(in, out)) * widest * static_cast<int64_t>(x.element_size());
   const int64_t chunk = std::max<int64_t>(1, CHUNK_BYTES / row_bytes);
   if (batch <= chunk && network.depth() > 1) {
     return jacobian_of_rows(rows, network, run).contiguous().reshape_symint(sizes);

@@ -48,6 +48,8 @@ class Network:
                     raise NotNative(f"the {name} of a layer is a {type(p).__name__}")
                 if p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks):
                     raise NotNative(f"the {name} of a layer has a hook")
+                if p is not None and p.numel() == 0:
+                    raise NotNative("a layer has width 0")
         parameters = self.parameters()
         if len({id(p) for p in parameters if p is not None}) < sum(p is not None for p in parameters):
             raise NotNative("two layers share a parameter")
