@@ -34,6 +34,12 @@ class Reading:
     """the model is given x * scale + shift; where there is no scale, it is 1 / 255 for bytes and 1 for all else"""
     shift: Any = 0.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"fit: model must be an instance of torch.nn.Module, got {_name_of(self.model)}")
+        if not any(p.is_floating_point() for p in self.model.parameters()):
+            raise ValueError("fit: model must have parameters of a floating dtype, got none")
+
     @property
     def parameter(self) -> nn.Parameter:
         """One that has the dtype and the device of the model."""
@@ -82,7 +88,7 @@ class Reading:
         """(x, y) of a pass without gradients over (X, y) or a DataLoader, x as the model is given it."""
         pairs: Iterable[tuple[Any, Tensor]]
         if isinstance(data, DataLoader):
-            pairs = ((X, self.target(y)) for X, y in data)
+            pairs = ((X, self.target(y)) for X, y in map(_pair, data))
         else:
             x, target = self.rows("validation[0]", data[0], "validation[1]", data[1])
             pairs = zip(x.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True)  # type: ignore[no-untyped-call]
@@ -97,6 +103,16 @@ class Reading:
             x = x.flatten(1)
         unit: Tensor = x if x.stride(-1) == 1 else x.contiguous()
         return unit
+
+
+def _name_of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _pair(batch: Any) -> Any:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(f"fit: a DataLoader's batches must be pairs (x, y), got {_name_of(batch)}")
+    return batch
 
 
 def _tensor(array: Any) -> Tensor:
@@ -249,12 +265,14 @@ class Loader(Source):
 
     def run(self, step: Step, seconds: float) -> bool:
         end = time.perf_counter() + seconds
-        for X, y in self._batches:
+        for X, y in map(_pair, self._batches):
             target = self.reading.target(y)
             self._taken.append((step(self.reading.batch(X), target), len(target)))
             self.position += 1
             if time.perf_counter() >= end:
                 return self.position != self.total
+        if self.position == 0:
+            raise ValueError("fit: X must be a DataLoader of at least one batch, got none")
         return False
 
     @property

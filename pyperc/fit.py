@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import numbers
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -298,9 +299,13 @@ class _Training:
         """Goes on from the checkpoint, if there is one."""
         if self.path is None or not self.path.exists():
             return
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        wrong = f"fit: checkpoint {self.path} must be one that fit wrote"
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError) as error:
+            raise ValueError(f"{wrong}, got a file that torch cannot load") from error
         if not isinstance(content, dict) or content.keys() != CONTENT:
-            raise ValueError(f"fit: checkpoint {self.path} must be one that fit wrote")
+            raise ValueError(wrong)
         for name in self.settings | content["settings"]:
             was, now = content["settings"].get(name), self.settings.get(name)
             if was != now:

@@ -152,6 +152,8 @@ class MLP(Sequential):
         dtype: torch.dtype | None = None,
     ) -> None:
         widths = _as_widths(sizes)
+        if bias not in (True, False):
+            raise TypeError(f"MLP: bias must be True or False, got {bias!r}")
         hidden, last = resolve(activation), resolve(output_activation)
         layers: list[nn.Module] = []
         for i, (width_in, width_out) in enumerate(itertools.pairwise(widths)):

@@ -128,6 +128,11 @@ class TestMLP:
         with pytest.raises(error, match=text):
             pyperc.MLP(sizes)
 
+    @pytest.mark.parametrize("bias", [[True, False], "no", None], ids=str)
+    def test_a_bias_for_each_layer_is_refused(self, bias: Any) -> None:
+        with pytest.raises(TypeError, match=r"MLP: bias must be True or False, got "):
+            pyperc.MLP([4, 3, 2], bias=bias)
+
     def test_bad_activations_are_named(self) -> None:
         with pytest.raises(ValueError, match=r"activation must be one of identity, relu.*got 'mish'"):
             pyperc.MLP([2, 2], activation="mish")

@@ -43,7 +43,7 @@ class Objective:
                 raise ValueError(f"TrainStep: loss must be one of {', '.join(INFO)}, or a function, got {loss!r}")
             row = ("label_smoothing", "ignore_index") if INFO[self.name].over == "row" else ()
             _check_options(options, ("reduction", "weight", *row, *INFO[self.name].parameters), f"loss {self.name}")
-        elif callable(loss):
+        elif callable(loss) and not isinstance(loss, type):
             self.function = loss
             _check_options(options, (), "a loss that is a function")
         else:
