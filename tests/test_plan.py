@@ -22,6 +22,7 @@ PATHS = {
     "one thread, by layers": {"parallel_flops": FAR, "wide_bytes": 0},
     "threads share rows, dw summed by rows": {
         "parallel_flops": 1,
+        "columns_bytes": -1,
         "rows_per_thread": 0,
         "wide_bytes": FAR,
         "gradient_rows": 0,
@@ -29,14 +30,21 @@ PATHS = {
     },
     "threads share rows, dw by tiles": {
         "parallel_flops": 1,
+        "columns_bytes": -1,
         "rows_per_thread": 0,
         "wide_bytes": FAR,
         "gradient_rows": FAR,
         "packed_bytes": FAR,
     },
-    "threads share rows, by layers": {"parallel_flops": 1, "wide_bytes": 0, "packed_bytes": FAR},
+    "threads share rows, by layers": {
+        "parallel_flops": 1,
+        "columns_bytes": -1,
+        "wide_bytes": 0,
+        "packed_bytes": FAR,
+    },
     "threads share rows, one weight or panel packed at a time": {
         "parallel_flops": 1,
+        "columns_bytes": -1,
         "wide_bytes": 0,
         "packed_bytes": -FAR,
         "in_place_bytes": -1,
@@ -49,7 +57,7 @@ PATHS = {
     "chunks of one tile": {"least_chunk": 1, "most_chunk": 1, "chunk_bytes": 1},
     "chunks of one tile on threads": {"least_chunk": 1, "most_chunk": 1, "chunk_bytes": 1, "parallel_flops": 1},
 }
-SHAPES = [([20, 33, 7], 3), ([20, 33, 40, 7], 70), ([64, 5, 90], 33), ([129, 40], 21)]
+SHAPES = [([20, 33, 7], 3), ([20, 33, 40, 7], 70), ([64, 5, 90], 33), ([129, 40], 21), ([3, 1, 5, 2], 77)]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +73,7 @@ def test_every_path_by_value(isa: str, dtype: torch.dtype, path: str) -> None:
     _C.set_thresholds(PATHS[path])
     for threads in (2, 3) if "threads" in path else (1,):
         torch.set_num_threads(threads)
-        for (sizes, batch), activation in zip(SHAPES, ("tanh", "gelu", "relu", "silu"), strict=True):
+        for (sizes, batch), activation in zip(SHAPES, ("tanh", "gelu", "relu", "silu", "softplus"), strict=True):
             check(draw(sizes, batch, named(activation), dtype))
 
 
@@ -97,6 +105,25 @@ def test_the_number_of_threads_is_torchs() -> None:
         assert {layer.threads for layer in pyperc.explain(model, x).layers if layer.run is not None} == {threads}
     torch.set_num_threads(2)
     assert {layer.threads for layer in pyperc.explain(model, x[:1]).layers if layer.run is not None} == {1}
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes", "shared"),
+    [
+        (32, [256, 256], "columns"),  # the weight outweighs what passes between layers: nothing
+        (64, [256, 256, 256], "columns"),
+        (1024, [64, 64, 64], "rows"),  # the activations outweigh the weights
+        (1024, [1024, 1024], "rows"),  # more activations than a cache holds
+        (8, [512, 512], "rows"),  # weights are read along their rows, without packing
+        (4, [1024, 1024], "columns"),
+    ],
+    ids=str,
+)
+def test_what_threads_share_out(batch: int, sizes: list[int], shared: str) -> None:
+    torch.set_num_threads(2)
+    plan = pyperc.explain(pyperc.MLP(sizes), torch.randn(batch, sizes[0]))
+    assert {layer.threads for layer in plan.layers if layer.run is not None} == {2}
+    assert f"threads share {shared}" in str(plan)
 
 
 def test_unknown_thresholds_are_refused() -> None:

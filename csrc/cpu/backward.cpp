@@ -176,9 +176,10 @@ class BackwardRun {
     }
   };
   bool needs_sums(int l) const {
-    const int64_t k = operands<E>(pass_.layers[l].spec.out);
-    if (l == 0) return numbers_.needs_sums(k, {}, {});
-    return numbers_.needs_sums(k, pass_.layers[l - 1].saved, {ds_[l - 1].data, ds_[l - 1].rs, 1});
+    const LayerSpec& spec = pass_.layers[l].spec;
+    const int64_t k = operands<E>(spec.out);
+    if (l == 0) return numbers_.needs_sums(k, spec.in, {}, {});
+    return numbers_.needs_sums(k, spec.in, pass_.layers[l - 1].saved, {ds_[l - 1].data, ds_[l - 1].rs, 1});
   }
   // ds(l-1) = (ds(l) w(l)) * f'(s(l-1)) and db(l-1), or dx = ds(1) w(1), for rows [i, i + m) and some columns. w is
   // that part of the weight; of dx's it may be a block of its rows, from `begin` on, whose product is added.

@@ -1,10 +1,23 @@
 // The elementwise passes: x = f(s), and ds = dx * f'(saved) with db in the same sweep. Included inside the anonymous
 // namespace of an ISA file. They run on tiles that are in the first-level cache, and on whole blocks.
 
+// Whether rows shorter than a vector adjoin, so that together they fill whole vectors.
+template <class T>
+PYPERC_INLINE bool adjoin(const Map<T>& g) {
+  return g.rows > 1 && g.columns < WIDTH<T> && g.ld_in == g.columns && g.ld_out == g.columns;
+}
+template <class T>
+PYPERC_INLINE Map<T> as_one_row(Map<T> g) {
+  g.columns *= g.rows;
+  g.rows = 1;
+  return g;
+}
+
 template <class T, class A>
 void activate(const Map<T>& g) {
   constexpr int W = WIDTH<T>;
   const Parameters parameters = g.parameters;
+  if (adjoin(g)) return activate<T, A>(as_one_row(g));
   const int64_t columns = g.columns;
   const auto f = [&](Vector<T> s) __attribute__((always_inline)) { return A::f(Value<T>(s), parameters).v; };
   for (int64_t i = 0; i < g.rows; ++i) {
@@ -62,7 +75,7 @@ PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t
 // By blocks of rows: few enough that each row's page stays in the translation buffer while the columns pass, and the
 // error of db grows with the number of blocks, not of rows.
 template <class T, class A>
-void differentiate(const Map<T>& g) {
+void differentiate_rows(const Map<T>& g) {
   constexpr int W = WIDTH<T>;
   constexpr int64_t BLOCK = 16;
   for (int64_t begin = 0; begin < g.rows; begin += BLOCK) {
@@ -71,6 +84,17 @@ void differentiate(const Map<T>& g) {
     for (; j + W <= g.columns; j += W) differentiate_columns<T, A, false>(g, begin, end, j, W);
     if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, begin, end, j, tail);
   }
+}
+template <class T, class A>
+void differentiate(const Map<T>& g) {
+  if (!adjoin(g) || g.ld_saved != g.columns) return differentiate_rows<T, A>(g);
+  Map<T> all = as_one_row(g), sums = g;
+  all.db = nullptr;
+  differentiate_rows<T, A>(all);
+  if (!g.db) return;
+  // The identity leaves ds as it is: db alone, in the order of any other rows.
+  sums.in = g.out;
+  differentiate_rows<T, Identity>(sums);
 }
 
 template <class T>

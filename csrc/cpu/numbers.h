@@ -63,6 +63,22 @@ struct Numbers<T, T> {
   void activated(Gemm<T>& g, const T* w, const LayerSpec& spec, int64_t first, Matrix<T> s, Matrix<T> x, Matrix<T> next,
                  Sums<T>) const {
     const Matrix<T>& out = x.data ? x : next;
+    const auto multiply = [&] {
+      if (w) {
+        g.b = w;
+        kernels.dot(g);
+      } else {
+        kernels.gemm(g);
+      }
+    };
+    if (is_narrow(g.n, out.rs) && (!s.data || is_narrow(g.n, s.rs)) && spec.activation != Activation::Identity) {
+      g.c = s.data ? s.data : out.data;
+      g.ldc = g.n;
+      multiply();
+      kernels.activate[static_cast<int>(spec.activation)](
+          {g.m, g.n, g.c, g.n, out.data, g.n, nullptr, 0, nullptr, spec.parameters});
+      return;
+    }
     g.after = After::Activate;
     g.activation = spec.activation;
     g.parameters = spec.parameters;
@@ -70,22 +86,30 @@ struct Numbers<T, T> {
     g.ldx = out.rs;
     g.c = s.data ? s.data + first : g.x;
     g.ldc = s.data ? s.rs : g.ldx;
-    if (w) {
-      g.b = w;
-      kernels.dot(g);
-    } else {
-      kernels.gemm(g);
-    }
+    multiply();
   }
+
+  // Whether columns are fewer than a vector has, in rows that adjoin: their activations take a sweep of their own, over
+  // whole vectors, as the tile of a product would leave most of each vector empty.
+  bool is_narrow(int64_t columns, int64_t rs) const { return columns < tile().width && rs == columns; }
 
   // Whether `differentiated` needs sums: where ds takes the place of what f' is read from, they may not lie there.
   static bool is_same(Matrix<const T> saved, Matrix<const T> ds) { return ds.data && ds.data == saved.data; }
-  bool needs_sums(int64_t k, Matrix<const T> saved, Matrix<const T> ds) const {
-    return k > kernels.kc && is_same(saved, ds);
+  bool needs_sums(int64_t k, int64_t columns, Matrix<const T> saved, Matrix<const T> ds) const {
+    return is_same(saved, ds) && (k > kernels.kc || is_narrow(columns, ds.rs));
   }
   // ds = g * f'(saved) from column `first` on, and db.
   void differentiated(Gemm<T>& g, const LayerSpec& spec, int64_t first, Matrix<const T> saved, Matrix<T> ds, T* db,
                       Sums<T> sums) const {
+    const bool same = is_same(saved, {ds.data, ds.rs, 1});
+    if (is_narrow(g.n, ds.rs) && (!saved.data || is_narrow(g.n, saved.rs))) {
+      g.c = same ? sums.data : ds.data;
+      g.ldc = g.n;
+      kernels.gemm(g);
+      kernels.differentiate[static_cast<int>(spec.activation)](
+          {g.m, g.n, g.c, g.n, ds.data, g.n, saved.data ? saved.data : g.c, g.n, db, spec.parameters});
+      return;
+    }
     g.after = After::Differentiate;
     g.activation = spec.activation;
     g.parameters = spec.parameters;
@@ -94,7 +118,7 @@ struct Numbers<T, T> {
     g.db = db ? db + first : nullptr;
     g.c = ds.data + first;
     g.ldc = ds.rs;
-    if (is_same(saved, {ds.data, ds.rs, 1})) {
+    if (same) {
       g.x = g.c;
       g.ldx = g.ldc;
       g.c = g.k > kernels.kc ? sums.data : nullptr;
@@ -244,7 +268,7 @@ struct Numbers {
     }
   }
 
-  bool needs_sums(int64_t k, Matrix<const S>, Matrix<const S>) const { return k > products.kc; }
+  bool needs_sums(int64_t k, int64_t, Matrix<const S>, Matrix<const S>) const { return k > products.kc; }
   void differentiated(Gemm<E>& g, const LayerSpec& spec, int64_t first, Matrix<const S> saved, Matrix<S> ds, float* db,
                       Sums<E> sums) const {
     const auto finished = [&](Finished tile) {

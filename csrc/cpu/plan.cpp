@@ -16,6 +16,7 @@ bool in_place(int64_t bytes) {
 
 int64_t padded(int64_t columns, size_t element) {
   const int64_t line = static_cast<int64_t>(64 / element);
+  if (columns < line) return columns;
   const int64_t whole = (columns + line - 1) / line * line;
   const int64_t bytes = whole * static_cast<int64_t>(element);
   return bytes >= 1024 && bytes % 1024 == 0 ? whole + line : whole;
@@ -39,6 +40,14 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   const double worth = flops / static_cast<double>(std::max<int64_t>(1, limits.parallel_flops));
   plan.threads = std::max(1, static_cast<int>(std::min<double>(threads, worth)));
   if (plan.threads > 1 && batch < plan.threads * limits.rows_per_thread) plan.split = Split::Columns;
+  if (plan.threads > 1 && pass == Pass::Forward) {
+    // What threads hand over costs: of rows, the weights that each packs a part of and all read; of columns, the x that
+    // passes between layers. Without packing, rows hand over nothing.
+    const int64_t between = outputs - batch * sizes[depth];
+    const bool dots = batch > limits.dot_rows && batch <= plan.threads * limits.dot_rows;
+    if (2 * between <= weights && bytes(batch * widest) <= limits.columns_bytes) plan.split = Split::Columns;
+    if (dots) plan.split = Split::Rows;
+  }
   plan.packed_bytes = limits.packed_bytes + bytes(batch * widest);
   // A dw for each thread: worth it where adding them up, and keeping them, is little beside the activations.
   const double all_dw = 100.0 * static_cast<double>(plan.threads * weights);

@@ -57,7 +57,21 @@ def thresholds() -> list[Threshold]:
             (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024),
             lambda each: Network(each * threads, (256, 256)),
             "forward",
-            {"columns": {**shared, "rows_per_thread": NEVER}, "rows": {**shared, "rows_per_thread": 0}},
+            {
+                "columns": {**shared, "columns_bytes": -1, "rows_per_thread": NEVER},
+                "rows": {**shared, "columns_bytes": -1, "rows_per_thread": 0},
+            },
+        ),
+        Threshold(
+            "columns_bytes",
+            "bytes of activations from which rows are shared, whatever the weights are",
+            tuple(4096 * rows for rows in (32, 64, 128, 256, 512, 1024)),
+            lambda size: Network(size // 4096, (1024,) * 3),
+            "forward",
+            {
+                "columns": {**shared, "columns_bytes": NEVER},
+                "rows": {**shared, "columns_bytes": -1, "rows_per_thread": 0},
+            },
         ),
         Threshold(
             "gradient_rows",
