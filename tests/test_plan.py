@@ -50,10 +50,23 @@ PATHS = {
         "in_place_bytes": -1,
         "few_rows": -1,
         "dot_rows": -1,
+        "dot_most": -1,
     },
     "threads share columns": {"parallel_flops": 1, "rows_per_thread": FAR},
-    "everything packed": {"in_place_bytes": -1, "few_rows": -1, "dot_rows": -1},
+    "threads share columns, one panel packed at a time": {
+        "parallel_flops": 1,
+        "rows_per_thread": FAR,
+        "block_bytes": 0,
+        "dot_rows": -1,
+        "dot_most": -1,
+        "least_chunk": 14,
+        "most_chunk": 14,
+    },
+    "one thread, one panel packed at a time": {"parallel_flops": FAR, "weight_bytes": 0, "block_bytes": 0},
+    "everything packed": {"in_place_bytes": -1, "few_rows": -1, "dot_rows": -1, "dot_most": -1},
     "nothing packed that can be read": {"in_place_bytes": FAR, "few_rows": FAR},
+    "weights read along their rows": {"dot_rows": FAR},
+    "weights read along their rows on threads": {"dot_rows": FAR, "parallel_flops": 1},
     "chunks of one tile": {"least_chunk": 1, "most_chunk": 1, "chunk_bytes": 1},
     "chunks of one tile on threads": {"least_chunk": 1, "most_chunk": 1, "chunk_bytes": 1, "parallel_flops": 1},
 }
@@ -113,8 +126,9 @@ def test_the_number_of_threads_is_torchs() -> None:
         (32, [256, 256], "columns"),  # the weight outweighs what passes between layers: nothing
         (64, [256, 256, 256], "columns"),
         (1024, [64, 64, 64], "rows"),  # the activations outweigh the weights
-        (1024, [1024, 1024], "rows"),  # more activations than a cache holds
-        (8, [512, 512], "rows"),  # weights are read along their rows, without packing
+        (1024, [512, 512, 512], "columns"),  # the weight weighs half of what x does
+        (4096, [512, 512, 512], "rows"),
+        (8, [256, 256], "rows"),  # weights are read along their rows, without packing
         (4, [1024, 1024], "columns"),
     ],
     ids=str,

@@ -17,9 +17,11 @@ class ForwardRun {
     for (int l = 0; l < pass.depth; ++l) {
       const LayerSpec& spec = pass.layers[l].spec;
       Layer& layer = layers_[l];
+      layer.columns = spec.out;
       if (!dots(l)) {
         layer.weights = {numbers, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out};
-        layer.room = layer.weights.room(spec.out);
+        if (by_columns()) layer.columns = layer.weights.fitting(plan.packed_bytes, share(l, plan.threads - 1).columns);
+        layer.room = layer.weights.room(layer.columns);
       }
       if (pass.layers[l].s.data || (l + 1 < pass.depth && pass.layers[l].x.data)) most = plan.packed_bytes;
     }
@@ -28,47 +30,82 @@ class ForwardRun {
     for (int l = 0; l < pass.depth; ++l) {
       bytes += layers_[l].room * static_cast<int64_t>(sizeof(E));
       const int64_t next = l + 1 < pass.depth ? layers_[l + 1].room * static_cast<int64_t>(sizeof(E)) : 0;
-      layers_[l].ends = l + 1 == pass.depth || plan.split == Split::Columns || bytes + next > most;
+      layers_[l].ends = l + 1 == pass.depth || by_columns() || bytes + next > most;
       if (layers_[l].ends) bytes = 0;
-      // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed.
-      if (layers_[l].ends && l + 1 < pass.depth && !stored(l + 1).data) whole_ = true;
+      // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed, or other threads
+      // make its columns.
+      if (layers_[l].ends && l + 1 < pass.depth && (by_columns() || !stored(l + 1).data)) whole_ = true;
     }
   }
 
   void operator()(const Parallel& parallel, Memory& memory) {
     const Workspace workspace(memory, [&](Arena& arena) { lay_out(arena); });
-    const int64_t threads = plan_.threads;
-    if (plan_.split == Split::Columns) {
-      enter(0, 0, 0, pass_.batch);
+    if constexpr (!Numbers<S, E>::DIRECT) {
       for (int l = 0; l < pass_.depth; ++l) {
-        run(parallel, threads, [&](int64_t t) {
-          const Range columns = part(pass_.layers[l].spec.out, unit(l), t, threads);
-          if (columns.size() == 0) return;
-          prepare(l, columns);
-          layer(l, 0, 0, pass_.batch, columns);
-        });
+        const ForwardLayer<S>& layer = pass_.layers[l];
+        if (layer.b) numbers_.kernels.widen(1, layer.spec.out, layer.b, 0, layers_[l].bias, 0);
+      }
+    }
+    const int64_t threads = plan_.threads;
+    if (by_columns()) {
+      for (int l = 0; l < pass_.depth; ++l) {
+        run(parallel, threads, [&](int64_t t) { blocks_of_columns(l, t); });
       }
       return;
     }
     for (int first = 0, end; first < pass_.depth; first = end) {
       end = segment_end(first);
-      run(parallel, threads, [&](int64_t t) {
-        for (int l = first; l < end; ++l) prepare(l, part(pass_.layers[l].spec.out, unit(l), t, threads));
-      });
+      bool packs = false;
+      for (int l = first; l < end; ++l) packs = packs || layers_[l].room > 0;
+      if (packs) {
+        run(parallel, threads, [&](int64_t t) {
+          for (int l = first; l < end; ++l) {
+            layers_[l].weights.pack(numbers_, part(pass_.layers[l].spec.out, unit(l), t, threads));
+          }
+        });
+      }
       run(parallel, threads, [&](int64_t t) {
         const Range rows = part(pass_.batch, 1, t, threads);
         for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
           const int64_t m = std::min(plan_.chunk, rows.end - i);
           enter(first, t, i, m);
-          for (int l = first; l < end; ++l) layer(l, t, i, m, {0, pass_.layers[l].spec.out});
+          for (int l = first; l < end; ++l) layer(l, t, i, m, {0, pass_.layers[l].spec.out}, layers_[l].weights);
         }
       });
     }
   }
 
  private:
-  bool dots(int l) const { return reads_rows(numbers_.kernels, plan_, pass_.layers[l].w); }
+  bool by_columns() const { return plan_.split == Split::Columns; }
+  bool dots(int l) const { return reads_rows(plan_, pass_.layers[l].spec, pass_.layers[l].w); }
   int64_t unit(int l) const { return dots(l) ? 1 : layers_[l].weights.unit(numbers_.tile()); }
+
+  // Where columns are shared: of a layer with too few of them, rows.
+  struct Share {
+    Range rows, columns;
+  };
+  Share share(int l, int64_t t) const {
+    const int64_t threads = plan_.threads, out = pass_.layers[l].spec.out, units = (out + unit(l) - 1) / unit(l);
+    if (pass_.batch >= units * threads && units % threads != 0 && units < 4 * threads) {
+      return {part(pass_.batch, 1, t, threads), {0, out}};
+    }
+    return {{0, pass_.batch}, part(out, unit(l), t, threads)};
+  }
+  // A thread packs as many of its columns as stay in its cache, and multiplies all rows by them.
+  void blocks_of_columns(int l, int64_t t) const {
+    const auto [rows, columns] = share(l, t);
+    const Layer& layer = layers_[l];
+    for (int64_t j = columns.begin; j < columns.end; j += layer.columns) {
+      const Range some{j, std::min(j + layer.columns, columns.end)};
+      const Operand<S, E> weights = layer.weights.columns(some, layer.weights.packed + t * packed_);
+      weights.pack(numbers_, {0, some.size()});
+      for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+        const int64_t m = std::min(plan_.chunk, rows.end - i);
+        if (j == columns.begin || m < rows.size()) enter(l, t, i, m);
+        this->layer(l, t, i, m, some, weights);
+      }
+    }
+  }
 
   int segment_end(int first) const {
     while (!layers_[first].ends) ++first;
@@ -76,13 +113,14 @@ class ForwardRun {
   }
 
   void lay_out(Arena& arena) {
-    int64_t packed = 0, taken = 0, widest[2] = {0, 0}, sums = 0;
+    int64_t taken = 0, widest[3] = {0, 0, 0}, sums = 0;
+    packed_ = 0;
     for (const Layer& layer : layers_) {
       taken += layer.room;
-      packed = std::max(packed, taken);
+      packed_ = std::max(packed_, taken);
       if (layer.ends) taken = 0;
     }
-    E* const all = arena.take<E>(packed);
+    E* const all = arena.take<E>(packed_ * (by_columns() ? plan_.threads : 1));
     for (Layer& layer : layers_) {
       layer.weights.packed = all + taken;
       taken = layer.ends ? 0 : taken + layer.room;
@@ -90,12 +128,12 @@ class ForwardRun {
     for (int l = 0; l < pass_.depth; ++l) {
       const LayerSpec& spec = pass_.layers[l].spec;
       if (!numbers_.DIRECT && pass_.layers[l].b) layers_[l].bias = arena.take<Sum<E>>(spec.out);
-      if (!in_place(l)) widest[l % 2] = std::max(widest[l % 2], padded(operands<E>(spec.in), sizeof(E)));
-      if (!numbers_.DIRECT && operands<E>(spec.in) > numbers_.kc()) sums = std::max(sums, spec.out);
+      if (!in_place(l)) widest[buffer(l)] = std::max(widest[buffer(l)], padded(operands<E>(spec.in), sizeof(E)));
+      if (!numbers_.DIRECT && operands<E>(spec.in) > numbers_.kc()) sums = std::max(sums, layers_[l].columns);
     }
-    const int64_t rows = (plan_.split == Split::Rows ? plan_.threads : 1) * plan_.chunk;
-    for (int parity = 0; parity < 2; ++parity) {
-      buffers_[parity] = {arena.take<E>((whole_ ? pass_.batch : rows) * widest[parity]), widest[parity], 1};
+    const int64_t rows = plan_.threads * plan_.chunk;
+    for (int b = 0; b < 3; ++b) {
+      buffers_[b] = {arena.take<E>((b > 0 && whole_ ? pass_.batch : rows) * widest[b]), widest[b], 1};
     }
     ld_sums_ = padded(sums, sizeof(Sum<E>));
     sums_ = arena.take<Sum<E>>(rows * ld_sums_);
@@ -116,9 +154,10 @@ class ForwardRun {
     const bool collides = x.rs * static_cast<int64_t>(sizeof(S)) % 4096 == 0 && !dots(l);
     return numbers_.is_operand(x, pass_.layers[l].spec.in) && !collides;
   }
+  static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }
   Matrix<E> buffer(int l, int64_t t, int64_t i) const {
-    const Matrix<E>& b = buffers_[l % 2];
-    return {b.data + (whole_ ? i : t * plan_.chunk) * b.rs, b.rs, 1};
+    const Matrix<E>& b = buffers_[buffer(l)];
+    return {b.data + (l > 0 && whole_ ? i : t * plan_.chunk) * b.rs, b.rs, 1};
   }
   Matrix<const E> operand(int l, int64_t t, int64_t i) const {
     if (in_place(l)) return numbers_.as_operand(rows_from(stored(l), i));
@@ -132,18 +171,8 @@ class ForwardRun {
     numbers_.make_operands(rows_from(stored(l), i), m, pass_.layers[l].spec.in, to.data, to.rs);
   }
 
-  void prepare(int l, Range columns) const {
-    if (columns.size() == 0) return;
-    if (!dots(l)) layers_[l].weights.pack(numbers_, columns);
-    if constexpr (!Numbers<S, E>::DIRECT) {
-      if (layers_[l].bias) {
-        numbers_.kernels.widen(1, columns.size(), pass_.layers[l].b + columns.begin, 0, layers_[l].bias + columns.begin,
-                               0);
-      }
-    }
-  }
-
-  void layer(int l, int64_t t, int64_t i, int64_t m, Range columns) const {
+  // Rows [i, i + m) and some columns of x(l), with that part of the weight.
+  void layer(int l, int64_t t, int64_t i, int64_t m, Range columns, const Operand<S, E>& weights) const {
     const ForwardLayer<S>& layer = pass_.layers[l];
     const Sum<E>* bias = layers_[l].bias;
     if constexpr (Numbers<S, E>::DIRECT) bias = layer.b;
@@ -158,27 +187,29 @@ class ForwardRun {
       g.k = layer.spec.in;
       g.ldb = layer.w.rs;
     } else {
-      layers_[l].weights.use(g, columns);
+      weights.use(g, {0, columns.size()});
     }
     Matrix<E> next;
     if (l + 1 < pass_.depth && !in_place(l + 1)) next = buffer(l + 1, t, i);
     const auto from_row = [&](const Matrix<S>& x) { return Matrix<S>{x.data ? x.data + i * x.rs : nullptr, x.rs, 1}; };
     numbers_.activated(g, rows_of_w, layer.spec, columns.begin, from_row(layer.s), from_row(layer.x), next,
-                       {sums_ + t * plan_.chunk * ld_sums_ + columns.begin, ld_sums_, 1});
+                       {sums_ + t * plan_.chunk * ld_sums_, ld_sums_, 1});
   }
 
   const Numbers<S, E> numbers_;
   const Plan& plan_;
   const Forward<S>& pass_;
-  bool whole_ = false;  // the buffers hold the whole batch, not a chunk for each thread
+  bool whole_ = false;  // buffers of hidden x hold the whole batch, not a chunk for each thread
   struct Layer {
     Operand<S, E> weights;
+    int64_t columns = 0;     // that a thread packs at once
     int64_t room = 0;        // of the packed weights
     bool ends = false;       // a segment
     Sum<E>* bias = nullptr;  // widened
   };
   std::vector<Layer> layers_;
-  Matrix<E> buffers_[2];  // what layers 0, 2, ... and 1, 3, ... read, where that is not read in place
+  int64_t packed_ = 0;    // room for the packed weights of a segment; of each thread, where columns are shared
+  Matrix<E> buffers_[3];  // what the first layer reads, the odd and the even ones, where that is not read in place
   Sum<E>* sums_ = nullptr;
   int64_t ld_sums_ = 0;
 };

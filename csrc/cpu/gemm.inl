@@ -293,12 +293,17 @@ template <class E>
 void gemm(const Gemm<E>& g) {
   using T = Sum<E>;
   constexpr Tile tile = tile_of(WIDTH<T>);
-  const int vectors = g.panel ? static_cast<int>(g.panel / tile.width) : tile.vectors(g.m);
+  // A product that does next to nothing but write c goes along its rows, and one that does next to nothing but read b
+  // along the rows of that, as many at once as prefetchers follow; packed or not, so that strides change no bit.
+  constexpr int64_t FEW = 4, STREAMS = 16;
+  const bool wide = g.n > Tile::WIDEST * tile.width, writes = wide && g.k <= FEW, reads = wide && g.m <= FEW && g.c;
+  const int vectors = g.panel ? static_cast<int>(g.panel / tile.width) : writes ? Tile::WIDEST : tile.vectors(g.m);
   const int64_t width = vectors * tile.width;
+  const int64_t row_block = writes && !g.panel ? tile.rows(vectors) : MC<E>, k_block = reads ? STREAMS : KC;
   const MicrokernelTable<E>* plain = &MicrokernelsOf<E, Identity>::table;
   const MicrokernelTable<E>* fused = g.after == After::Activate && g.x == g.c ? microkernels<E>(g.activation) : nullptr;
-  const int64_t row_blocks = (g.m + MC<E> - 1) / MC<E>;
-  const int64_t k_blocks = g.k > KC ? (g.k + KC - 1) / KC : 1;
+  const int64_t row_blocks = (g.m + row_block - 1) / row_block;
+  const int64_t k_blocks = g.k > k_block ? (g.k + k_block - 1) / k_block : 1;
   for (int64_t r = 0; r < row_blocks; ++r) {
     Block<E> block{};
     block.i = g.m * r / row_blocks;
@@ -329,16 +334,20 @@ void gemm(const Gemm<E>& g) {
   }
 }
 
-// Short and wide: each sum runs along k in lanes of its own, so b's transpose is read in place, without packing.
+// Short and wide: each sum runs along k in lanes of its own, so b's transpose is read in place, without packing. Rows
+// [first, first + ROWS) and columns [begin, end) of c.
 template <class T, int ROWS>
-void dot_columns(const Gemm<T>& g) {
+void dot_columns(const Gemm<T>& g, int64_t first, int64_t begin, int64_t end) {
   constexpr int W = WIDTH<T>;
   constexpr int MOST = ACCUMULATORS / ROWS;
   constexpr int COLUMNS = MOST >= 8 ? 8 : MOST >= 4 ? 4 : MOST >= 2 ? 2 : 1;
   const int64_t whole = g.k / W * W;
   const int tail = static_cast<int>(g.k - whole);
-  for (int64_t j = 0; j < g.n; j += COLUMNS) {
-    const int columns = g.n - j < COLUMNS ? static_cast<int>(g.n - j) : COLUMNS;
+  const T* const a = g.a.data + first * g.a.rs;
+  T* const out = g.c + first * g.ldc;
+  const T* const init = g.init ? g.init + first * g.ld_init : nullptr;
+  for (int64_t j = begin; j < end; j += COLUMNS) {
+    const int columns = end - j < COLUMNS ? static_cast<int>(end - j) : COLUMNS;
     const T* b[COLUMNS];
     PYPERC_UNROLL
     for (int c = 0; c < COLUMNS; ++c) b[c] = g.b + (j + (c < columns ? c : 0)) * g.ldb;
@@ -351,7 +360,7 @@ void dot_columns(const Gemm<T>& g) {
     const auto step = [&](int64_t p, auto read) __attribute__((always_inline)) {
       Vector<T> row[ROWS];
       PYPERC_UNROLL
-      for (int i = 0; i < ROWS; ++i) row[i] = read(g.a.data + i * g.a.rs + p);
+      for (int i = 0; i < ROWS; ++i) row[i] = read(a + i * g.a.rs + p);
       PYPERC_UNROLL
       for (int c = 0; c < COLUMNS; ++c) {
         const Vector<T> w = read(b[c] + p);
@@ -366,23 +375,38 @@ void dot_columns(const Gemm<T>& g) {
       PYPERC_UNROLL
       for (int c = 0; c < COLUMNS; ++c) {
         const T s = sum<T>(acc[i][c]);
-        if (c < columns) g.c[i * g.ldc + j + c] = g.init ? g.init[i * g.ld_init + j + c] + s : s;
+        if (c < columns) out[i * g.ldc + j + c] = init ? init[i * g.ld_init + j + c] + s : s;
       }
     }
   }
 }
 
-constexpr int DOT_ROWS = 4;
+// f(ROWS, i, begin, end) for the rows of c in groups from row i on, in turn over as many columns as keep their part of
+// b, `bytes` each, in the second-level cache meanwhile.
+template <class F>
+void dot_groups(int64_t m, int64_t n, int64_t bytes, F f) {
+  constexpr int MOST_ROWS = 4;
+  constexpr int64_t NEAR = 256 * 1024, COLUMNS = 8;
+  const Tiles groups(m, MOST_ROWS);
+  const int64_t fitting = NEAR / (bytes + 1) / COLUMNS * COLUMNS;
+  const int64_t at_once = groups.count == 1 ? n : fitting > COLUMNS ? fitting : COLUMNS;
+  for (int64_t j = 0; j < n; j += at_once) {
+    const int64_t end = j + at_once < n ? j + at_once : n;
+    for (int64_t t = 0; t < groups.count; ++t) {
+      switch (groups.rows(t)) {
+        case 1: f(Constant<1>{}, groups.begin(t), j, end); break;
+        case 2: f(Constant<2>{}, groups.begin(t), j, end); break;
+        case 3: f(Constant<3>{}, groups.begin(t), j, end); break;
+        case 4: f(Constant<4>{}, groups.begin(t), j, end); break;
+      }
+    }
+  }
+}
 
 template <class T>
 void dot(const Gemm<T>& g) {
-  switch (g.m) {
-    case 1: dot_columns<T, 1>(g); break;
-    case 2: dot_columns<T, 2>(g); break;
-    case 3: dot_columns<T, 3>(g); break;
-    case 4: dot_columns<T, 4>(g); break;
-    default: return;
-  }
+  dot_groups(g.m, g.n, g.k * static_cast<int64_t>(sizeof(T)),
+             [&](auto rows, int64_t i, int64_t begin, int64_t end) { dot_columns<T, rows.value>(g, i, begin, end); });
   if (const MapFunction<T> map = map_of(g)) finish(g, map, g.c, g.ldc, 0, 0, g.m, g.n);
 }
 

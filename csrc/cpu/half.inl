@@ -175,17 +175,19 @@ PYPERC_INLINE Vector<Pair> row_operands(const BFloat16* b, int n, Pair) {
   return load(reinterpret_cast<const Pair*>(whole));
 }
 
-// `dot` for 16-bit rows of b, by as many columns as the caller's `finished` sees at once.
+// `dot_columns` for 16-bit rows of b, by as many columns as the caller's `finished` sees at once.
 template <class S, class E, int ROWS>
-void dot_half_rows(const Gemm<E>& g, const S* b) {
+void dot_half_columns(const Gemm<E>& g, const S* b, int64_t first_row, int64_t begin, int64_t end) {
   constexpr int W = WIDTH<float>, COLUMNS = ACCUMULATORS / ROWS >= 4 ? 4 : 2;
   constexpr int64_t TERMS = Operands<E>::TERMS, STEP = W * TERMS, AT_ONCE = 64;
   const int64_t whole = g.k / STEP * STEP;
   const int tail = static_cast<int>(g.k - whole), tail_operands = static_cast<int>((tail + TERMS - 1) / TERMS);
   const MapFunction<float> map = map_of(g);
   alignas(64) float sums[ROWS * AT_ONCE];
-  for (int64_t first = 0; first < g.n; first += AT_ONCE) {
-    const int64_t last = first + AT_ONCE < g.n ? first + AT_ONCE : g.n;
+  const E* const a = g.a.data + first_row * g.a.rs;
+  const float* const init = g.init ? g.init + first_row * g.ld_init : nullptr;
+  for (int64_t first = begin; first < end; first += AT_ONCE) {
+    const int64_t last = first + AT_ONCE < end ? first + AT_ONCE : end;
     for (int64_t j = first; j < last; j += COLUMNS) {
       const int columns = last - j < COLUMNS ? static_cast<int>(last - j) : COLUMNS;
       const S* w[COLUMNS];
@@ -200,7 +202,7 @@ void dot_half_rows(const Gemm<E>& g, const S* b) {
       const auto step = [&](int64_t p, auto read_a, auto read_b) __attribute__((always_inline)) {
         Vector<E> row[ROWS];
         PYPERC_UNROLL
-        for (int i = 0; i < ROWS; ++i) row[i] = read_a(g.a.data + i * g.a.rs + p / TERMS);
+        for (int i = 0; i < ROWS; ++i) row[i] = read_a(a + i * g.a.rs + p / TERMS);
         PYPERC_UNROLL
         for (int c = 0; c < COLUMNS; ++c) {
           const Vector<E> column = read_b(w[c] + p);
@@ -223,24 +225,20 @@ void dot_half_rows(const Gemm<E>& g, const S* b) {
         PYPERC_UNROLL
         for (int c = 0; c < COLUMNS; ++c) {
           const float s = sum<float>(acc[i][c]);
-          if (c < columns) sums[i * AT_ONCE + j + c - first] = g.init ? g.init[i * g.ld_init + j + c] + s : s;
+          if (c < columns) sums[i * AT_ONCE + j + c - first] = init ? init[i * g.ld_init + j + c] + s : s;
         }
       }
     }
-    if (map) finish(g, map, static_cast<float*>(sums), AT_ONCE, 0, first, ROWS, last - first);
-    g.finished(g.context, sums, AT_ONCE, 0, first, ROWS, last - first);
+    if (map) finish(g, map, static_cast<float*>(sums), AT_ONCE, first_row, first, ROWS, last - first);
+    g.finished(g.context, sums, AT_ONCE, first_row, first, ROWS, last - first);
   }
 }
 
 template <class S, class E>
 void dot_half(const Gemm<E>& g, const S* b) {
-  switch (g.m) {
-    case 1: dot_half_rows<S, E, 1>(g, b); break;
-    case 2: dot_half_rows<S, E, 2>(g, b); break;
-    case 3: dot_half_rows<S, E, 3>(g, b); break;
-    case 4: dot_half_rows<S, E, 4>(g, b); break;
-    default: return;
-  }
+  dot_groups(g.m, g.n, g.k * static_cast<int64_t>(sizeof(S)), [&](auto rows, int64_t i, int64_t begin, int64_t end) {
+    dot_half_columns<S, E, rows.value>(g, b, i, begin, end);
+  });
 }
 
 template <class S, class E>
@@ -250,14 +248,8 @@ constexpr OperandKernels<S, E> make_products() {
 
 template <class S>
 constexpr HalfKernels<S> make_half_kernels() {
-  HalfKernels<S> k{tile_of(WIDTH<float>),
-                   DOT_ROWS,
-                   make_products<S, float>(),
-                   {},
-                   ACTIVATE<float>,
-                   DIFFERENTIATE<float>,
-                   widen<S>,
-                   narrow<S>};
+  HalfKernels<S> k{
+      tile_of(WIDTH<float>), make_products<S, float>(), {}, ACTIVATE<float>, DIFFERENTIATE<float>, widen<S>, narrow<S>};
   if constexpr (HAS_PAIRS<S>) k.paired = make_products<S, Pair>();
   return k;
 }

@@ -17,7 +17,7 @@ namespace math {
 
 template <class T>
 constexpr Kernels<T> make_kernels() {
-  Kernels<T> k{tile_of(WIDTH<T>), KC, MC<T> * KC, gemm<T>, dot<T>, DOT_ROWS, pack<T>};
+  Kernels<T> k{tile_of(WIDTH<T>), KC, MC<T> * KC, gemm<T>, dot<T>, pack<T>};
   for (int i = 0; i < ACTIVATION_COUNT; ++i) {
     k.activate[i] = ACTIVATE<T>[i];
     k.differentiate[i] = DIFFERENTIATE<T>[i];

@@ -84,9 +84,8 @@ struct Kernels {
   int64_t kc;       // depth of a cache block
   int64_t a_block;  // elements of a block of a
   void (*gemm)(const Gemm<T>&);
-  // The same for m <= dot_rows, with b given as its transpose [n, k], row stride ldb, unit column stride: no packing.
+  // The same for few rows, with b given as its transpose [n, k], row stride ldb, unit column stride: no packing.
   void (*dot)(const Gemm<T>&);
-  int dot_rows;
   // Packs b [k, n] of any strides into panels of `panel` columns, each k x panel, one after the other.
   void (*pack)(Matrix<const T> b, int64_t k, int64_t n, int64_t panel, T* packed);
   MapFunction<T> activate[ACTIVATION_COUNT];
@@ -107,7 +106,7 @@ template <class S, class E>
 struct OperandKernels {
   int64_t kc, a_block;
   void (*gemm)(const Gemm<E>&) = nullptr;  // null where the ISA has none
-  // c [m, n] = init + a b^T for m <= dot_rows, b [n, k] in place with row stride ldb. k counts terms, not operands: a
+  // c [m, n] = init + a b^T for few rows, b [n, k] in place with row stride ldb. k counts terms, not operands: a
   // has zeros up to a whole number of operands.
   void (*dot)(const Gemm<E>&, const S* b) = nullptr;
   // Packs b [k, n] of any strides as `Kernels::pack` does, k counting terms; a last operand that they do not fill is
@@ -119,7 +118,6 @@ struct OperandKernels {
 template <class S>
 struct HalfKernels {
   Tile tile;
-  int dot_rows;
   OperandKernels<S, float> widened;
   OperandKernels<S, Pair> paired;  // preferred, where the ISA has them
   const MapFunction<float>* activate;

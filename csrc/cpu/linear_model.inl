@@ -304,19 +304,17 @@ void linear_rows(LinearRows<T>& g) {
         for (int r = 0; r < rows; ++r) scores_of_rows<T, 1>(x + r * g.ld, g.ld, g.w, b, n, s + r);
       }
     } else {
-      for (int r = 0; r < rows; r += DOT_ROWS) {
-        Gemm<T> product{};
-        product.m = rows - r < DOT_ROWS ? rows - r : DOT_ROWS;
-        product.n = classes;
-        product.k = n;
-        product.a = {x + r * g.ld, g.ld, 1};
-        product.b = g.w;
-        product.ldb = n;
-        product.c = s + r * classes;
-        product.ldc = classes;
-        product.init = g.b;
-        dot(product);
-      }
+      Gemm<T> product{};
+      product.m = rows;
+      product.n = classes;
+      product.k = n;
+      product.a = {x, g.ld, 1};
+      product.b = g.w;
+      product.ldb = n;
+      product.c = s;
+      product.ldc = classes;
+      product.init = g.b;
+      dot(product);
     }
     LossBlock<T> block{};
     block.s = s;

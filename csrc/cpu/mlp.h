@@ -6,17 +6,20 @@
 
 namespace pyperc {
 
-// Whether a layer's forward product reads w along its rows, one sum for each lane, rather than a packed transpose.
-template <class K, class S>
-bool reads_rows(const K& kernels, const Plan& plan, Matrix<const S> w) {
-  return plan.chunk <= std::min<int64_t>(kernels.dot_rows, thresholds().dot_rows) && w.cs == 1;
+// Whether a layer's forward product reads w along its rows, one sum for each lane, rather than a packed transpose: for
+// few rows, or columns, of sums long enough to pay for adding up the lanes.
+template <class S>
+bool reads_rows(const Plan& plan, const LayerSpec& spec, Matrix<const S> w) {
+  const Thresholds& limits = thresholds();
+  const int64_t few = std::min(plan.chunk, spec.out);
+  return w.cs == 1 && (plan.chunk <= limits.dot_rows || (few <= limits.dot_most && few * limits.dot_terms <= spec.in));
 }
 
 // Whether b [k, n], the right-hand side of a product with m rows, is read in place rather than packed. In 16 bits none
 // is.
 template <class T>
-bool reads_in_place(int64_t m, Matrix<const T> b) {
-  return b.cs == 1 && (m <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
+bool reads_in_place(int64_t m, int64_t k, Matrix<const T> b) {
+  return b.cs == 1 && (std::min(m, k) <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
 }
 
 // x(l) = f(x(l-1) w(l)^T + b(l)) for all layers. The strides of pass.x are arbitrary; x(l) and s(l) have unit column

@@ -401,12 +401,25 @@ struct Operand {
   Operand(const Numbers<S, E>& numbers, Matrix<const S> matrix, int64_t m, int64_t depth, int64_t columns)
       : b(matrix), k(depth), n(columns) {
     if constexpr (Numbers<S, E>::DIRECT) {
-      if (matrix.data && reads_in_place(m, matrix)) return;
+      if (matrix.data && reads_in_place(m, depth, matrix)) return;
     }
     panel = numbers.tile().vectors(m) * numbers.tile().width;
   }
   // Elements of `packed` for that many of the columns.
   int64_t room(int64_t columns) const { return panel ? (columns + panel - 1) / panel * panel * operands<E>(k) : 0; }
+  // As many of the columns as take that many bytes, packed.
+  int64_t fitting(int64_t bytes, Range all) const {
+    if (panel == 0) return all.size();
+    return std::min(all.size(), std::max<int64_t>(1, bytes / (room(panel) * static_cast<int64_t>(sizeof(E)))) * panel);
+  }
+  // Some columns, with room of their own.
+  Operand columns(Range some, E* room) const {
+    Operand part = *this;
+    part.b.data += some.begin * b.cs;
+    part.n = some.size();
+    part.packed = room;
+    return part;
+  }
   int64_t unit(const Tile& tile) const { return panel ? panel : tile.nr(); }
   void pack(const Numbers<S, E>& numbers, Range columns) const {
     if (panel == 0 || columns.size() <= 0) return;

@@ -26,9 +26,10 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
                int threads) {
   const auto bytes = [&](int64_t elements) { return elements * static_cast<int64_t>(element); };
   double flops = 0;
-  int64_t widest = sizes[0], weights = 0, outputs = 0;
+  int64_t widest = sizes[0], weights = 0, heaviest = 0, outputs = 0;
   for (int l = 0; l < depth; ++l) {
     weights += sizes[l] * sizes[l + 1];
+    heaviest = std::max(heaviest, sizes[l] * sizes[l + 1]);
     outputs += batch * sizes[l + 1];
     flops += 2.0 * static_cast<double>(batch) * static_cast<double>(sizes[l]) * static_cast<double>(sizes[l + 1]);
     widest = std::max(widest, sizes[l + 1]);
@@ -40,15 +41,22 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   const double worth = flops / static_cast<double>(std::max<int64_t>(1, limits.parallel_flops));
   plan.threads = std::max(1, static_cast<int>(std::min<double>(threads, worth)));
   if (plan.threads > 1 && batch < plan.threads * limits.rows_per_thread) plan.split = Split::Columns;
-  if (plan.threads > 1 && pass == Pass::Forward) {
+  if (pass == Pass::Forward) {
     // What threads hand over costs: of rows, the weights that each packs a part of and all read; of columns, the x that
     // passes between layers. Without packing, rows hand over nothing.
     const int64_t between = outputs - batch * sizes[depth];
     const bool dots = batch > limits.dot_rows && batch <= plan.threads * limits.dot_rows;
-    if (2 * between <= weights && bytes(batch * widest) <= limits.columns_bytes) plan.split = Split::Columns;
-    if (dots) plan.split = Split::Rows;
+    if (plan.threads > 1) {
+      if (2 * between <= weights && bytes(batch * widest) <= limits.columns_bytes) plan.split = Split::Columns;
+      if (dots) plan.split = Split::Rows;
+    }
+    // A weight that is packed whole is read again from memory, and held beside activations that may weigh less.
+    if (bytes(heaviest) >= limits.weight_bytes && 3 * heaviest >= batch * widest) plan.split = Split::Columns;
   }
-  plan.packed_bytes = limits.packed_bytes + bytes(batch * widest);
+  const int64_t layer = bytes(batch * widest);
+  plan.packed_bytes = plan.split == Split::Rows
+                          ? limits.packed_bytes + layer
+                          : std::clamp(layer / (2 * plan.threads), limits.block_bytes / 2, limits.block_bytes);
   // A dw for each thread: worth it where adding them up, and keeping them, is little beside the activations.
   const double all_dw = 100.0 * static_cast<double>(plan.threads * weights);
   const bool own_dw = batch >= plan.threads * limits.gradient_rows &&
@@ -64,8 +72,7 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   const int64_t fitting = limits.chunk_bytes / std::max<int64_t>(1, bytes(widest));
   const int64_t most = std::min(std::max(fitting, limits.least_chunk), limits.most_chunk);
   const int64_t whole_tiles = std::max<int64_t>(1, most / tile.mr * tile.mr);
-  const int64_t chunks =
-      plan.split == Split::Columns ? 1 : std::max<int64_t>(1, (rows + whole_tiles - 1) / whole_tiles);
+  const int64_t chunks = std::max<int64_t>(1, (rows + whole_tiles - 1) / whole_tiles);
   plan.chunk = std::max<int64_t>(1, (rows + chunks - 1) / chunks);
   return plan;
 }

@@ -1,5 +1,4 @@
-// How a network of a given shape runs: threads, how they share the work, blocking, packing. The thresholds are in
-// plan.cpp.
+// How a network of a given shape runs: threads, how they share the work, blocking, packing.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +8,9 @@
 
 namespace pyperc {
 
-// Rows: each thread takes rows of the batch through all layers, without a barrier.
-// Columns: each layer's columns are shared out; for batches too short to split.
+// Rows: each thread takes rows of the batch through all layers, without a barrier; weights are packed before.
+// Columns: each layer's columns are shared out, and a thread packs as many of its own as stay in its cache, uses them,
+// and packs the next. For batches too short to split, and for weights too heavy to be packed at once.
 enum class Split { Rows, Columns };
 
 // How dw and the chain of dx share a backward pass:
@@ -24,7 +24,8 @@ struct Plan {
   Split split = Split::Rows;
   GradientSplit gradient = GradientSplit::Rows;
   int64_t chunk = 1;         // rows that go through all layers together, so that their activations stay in the cache
-  int64_t packed_bytes = 0;  // of weights that a forward pass packs at once: of as many layers as fit, but of one
+  int64_t packed_bytes = 0;  // of weights packed at once in a forward pass: of as many layers as fit, but of one; where
+                             // columns are shared, of as many of a thread's as fit
 };
 
 enum class Pass { Forward, Backward };
@@ -38,11 +39,19 @@ enum class Pass { Forward, Backward };
 // rows_per_thread    fewer leave the microkernel waiting for its own sums, so that columns are shared out instead.
 // gradient_rows      rows per thread from which each thread sums a dw of its own; fewer do not pay for adding them up.
 // chunk_bytes        activations of a chunk of rows: half of a second-level cache of 1 MB; the rest is passing weights.
+// weight_bytes       of a layer from which its weight is packed by blocks of columns, if it weighs a third of the
+//                    activations or more: 32 x 4096 -> 4096 takes 6 ms against 28, as it is read from memory once and
+//                    not written there; 256 x [512]*5 takes 1.33 ms against 1.49.
+// block_bytes        of packed columns, for each thread, and down to half of that beside few activations: of 1024 x
+//                    [1024]*4 forward takes 15.9 ms with 1 MB, 16.0 with 512 KB and 16.2 with 256.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
 // in_place_bytes     rows further apart touch a page each; packed, they do not.
 // dot_rows           up to so many rows the weight is read along its rows, without packing: 1.3 us against 1.8 at 4.
+// dot_most           the same of rows, or columns, whose sums have dot_terms terms for each of them.
+// dot_terms          adding up the lanes takes as long as some terms do: 16 x 1024 -> 1024 takes 102 us against 132
+//                    packed, 32 takes 196 against 200; of width 256 they meet at 16 rows, of 512 at 24.
 // few_rows           up to so many rows a pass over the other operand to pack it does not pay.
 // dw_percent         of a layer's activations that the threads' own dw may take: plain torch's peak leaves no more.
 // packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
@@ -53,11 +62,15 @@ enum class Pass { Forward, Backward };
   X(rows_per_thread, 6)       \
   X(gradient_rows, 128)       \
   X(chunk_bytes, 512 * 1024)  \
+  X(weight_bytes, 1 << 20)    \
+  X(block_bytes, 512 * 1024)  \
   X(least_chunk, 224)         \
   X(most_chunk, 384)          \
   X(wide_bytes, 3 * 1024)     \
   X(in_place_bytes, 3 * 1024) \
   X(dot_rows, 4)              \
+  X(dot_most, 24)             \
+  X(dot_terms, 16)            \
   X(few_rows, 8)              \
   X(dw_percent, 100)          \
   X(packed_bytes, 64 * 1024)

@@ -282,11 +282,11 @@ int64_t block_of(const HalfKernels<S>& kernels) {
 
 // Whether a weight, as the right-hand side of a forward product, is read in place.
 template <class T>
-bool in_place(const Kernels<T>&, int64_t rows, Matrix<const T> w) {
-  return reads_in_place<T>(rows, {w.data, w.cs, w.rs});
+bool in_place(const Kernels<T>&, int64_t rows, int64_t in, Matrix<const T> w) {
+  return reads_in_place<T>(rows, in, {w.data, w.cs, w.rs});
 }
 template <class S>
-bool in_place(const HalfKernels<S>&, int64_t, Matrix<const S>) {
+bool in_place(const HalfKernels<S>&, int64_t, int64_t, Matrix<const S>) {
   return false;
 }
 
@@ -305,7 +305,7 @@ NetworkPlan plan_of(const Tensor& x, const Network& network) {
     layer.out = sizes[l + 1];
     layer.activation = network.chain[l].info().name;
     layer.saved = network.chain[l].saved();
-    if (reads_rows(kernels, plan, w)) {
+    if (reads_rows(plan, spec_of(sizes, network.chain, l), w)) {
       layer.kernel = "dot";
       layer.tile = std::to_string(plan.chunk) + "x" + std::to_string(kernels.tile.width);
       layer.pack = "weight read along its rows";
@@ -313,7 +313,9 @@ NetworkPlan plan_of(const Tensor& x, const Network& network) {
       const int vectors = kernels.tile.vectors(plan.chunk);
       layer.kernel = "gemm";
       layer.tile = std::to_string(kernels.tile.rows(vectors)) + "x" + std::to_string(vectors * kernels.tile.width);
-      layer.pack = in_place(kernels, plan.chunk, w) ? "weight read in place" : "weight transposed into panels";
+      layer.pack =
+          in_place(kernels, plan.chunk, layer.in, w) ? "weight read in place" : "weight transposed into panels";
+      if (plan.split == Split::Columns) layer.pack += ", some columns at a time";
     }
     layer.kernel += operands_of(kernels, x.scalar_type());
     layer.blocking =

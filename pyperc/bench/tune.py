@@ -4,6 +4,7 @@ For each threshold a ladder of shapes is measured both ways, forced and in turns
 which the second way stays ahead.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,19 @@ __all__ = ["PACE", "measure", "tables"]
 
 PACE = Pace(0.2, warm_up=0.06)
 NEVER = 1 << 40
+
+CHUNKS = (56, 112, 168, 224, 280, 336, 392, 504, 672)
+BLOCKS = [
+    *(
+        ("rows of a chunk", ("least_chunk", "most_chunk"), CHUNKS, Network(4096, (width,) * 4))
+        for width in (64, 256, 512)
+    ),
+    *(
+        ("bytes of a block of columns", ("block_bytes",), tuple(1 << i for i in range(16, 22)), network)
+        for network in (Network(256, (512,) * 5), Network(1024, (1024,) * 4))
+    ),
+]
+"""What is best in the middle: what it is, its thresholds, sizes, and where it is measured."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ def thresholds() -> list[Threshold]:
     """What is measured."""
     threads = torch.get_num_threads()
     shared = {"parallel_flops": 1}
+    packed = {"dot_rows": -1, "dot_most": -1}
     rows = tuple(range(1, 17))
     return [
         Threshold(
@@ -74,6 +89,17 @@ def thresholds() -> list[Threshold]:
             },
         ),
         Threshold(
+            "weight_bytes",
+            "bytes of a weight from which it is packed by blocks",
+            tuple(4 * width**2 for width in (128, 192, 256, 384, 512, 768, 1024)),
+            lambda size: Network(256, (math.isqrt(size // 4),) * 3),
+            "forward",
+            {
+                "packed at once": {**shared, "weight_bytes": NEVER, "columns_bytes": -1},
+                "by blocks": {**shared, "weight_bytes": 0},
+            },
+        ),
+        Threshold(
             "gradient_rows",
             "rows of each thread from which it sums a dw of its own",
             (64, 96, 128, 192, 256, 384, 512, 1024),
@@ -82,6 +108,17 @@ def thresholds() -> list[Threshold]:
             {
                 "shared dw": {**shared, "gradient_rows": NEVER},
                 "own dw": {**shared, "gradient_rows": 0, "dw_percent": NEVER},
+            },
+        ),
+        Threshold(
+            "dw_percent",
+            "percent of a layer's activations from which dw is shared",
+            (25, 50, 100, 200, 400),
+            lambda percent: Network(100 * threads * 3 * 256 // percent, (256,) * 4),
+            "forward+backward",
+            {
+                "own dw": {**shared, "gradient_rows": 0, "dw_percent": NEVER},
+                "shared dw": {**shared, "gradient_rows": NEVER},
             },
         ),
         Threshold(
@@ -119,11 +156,27 @@ def thresholds() -> list[Threshold]:
         ),
         Threshold(
             "dot_rows",
-            "rows from which packing beats dot",
-            [m for m in rows if _dots(m)],
-            lambda m: Network(m, (256, 256)),
+            "rows from which packing beats dot in short sums",
+            rows,
+            lambda m: Network(m, (64, 64)),
             "forward",
-            {"dot": {"dot_rows": NEVER}, "packed": {"dot_rows": -1}},
+            {"dot": {"dot_rows": NEVER}, "packed": packed},
+        ),
+        Threshold(
+            "dot_most",
+            "rows from which packing beats dot in long sums",
+            (4, 8, 12, 16, 24, 32, 48, 64),
+            lambda m: Network(m, (1024, 1024)),
+            "forward",
+            {"dot": {"dot_rows": NEVER}, "packed": packed},
+        ),
+        Threshold(
+            "dot_terms",
+            "terms of a sum for each row from which dot pays",
+            (4, 8, 16, 32, 64),
+            lambda terms: Network(8, (8 * terms, 256)),
+            "forward",
+            {"packed": packed, "dot": {"dot_most": NEVER, "dot_terms": 0}},
         ),
         Threshold(
             "few_rows",
@@ -137,18 +190,6 @@ def thresholds() -> list[Threshold]:
             },
         ),
     ]
-
-
-def _dots(rows: int) -> bool:
-    """Whether `dot` has a kernel for that many rows here."""
-    before = _C.thresholds()
-    _C.set_thresholds({"dot_rows": NEVER})
-    try:
-        chain = _C.Chain([("identity", [])])
-        plan = _C.plan(torch.empty(rows, 32), [torch.empty(32, 32)], [None], chain)
-        return bool(plan["layers"][0]["kernel"] == "dot")
-    finally:
-        _C.set_thresholds(before)
 
 
 def forced(run: Block, values: dict[str, int]) -> Block:
@@ -168,7 +209,7 @@ def forced(run: Block, values: dict[str, int]) -> Block:
 def measure(pace: Pace, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """The ladders and the crossings, as plain values."""
     smoke = pace.seconds < 0.01
-    found: dict[str, Any] = {"now": _C.thresholds(), "thresholds": [], "chunks": []}
+    found: dict[str, Any] = {"now": _C.thresholds(), "thresholds": [], "blocks": []}
     for each in thresholds():
         steps = []
         for step in each.ladder[: 2 if smoke else None]:
@@ -182,10 +223,10 @@ def measure(pace: Pace, progress: Callable[[str], None] | None = None) -> dict[s
             steps.append({"at": step, "ratio": ratio, "round_trip": measured.round_trip.median})
         entry = {"name": each.name, "what": each.what, "ways": [*each.ways], "steps": steps}
         found["thresholds"].append({**entry, "crossing": crossing(steps)})
-    for network in [Network(8, (4,) * 3)] if smoke else [Network(4096, (width,) * 4) for width in (64, 256, 512)]:
+    for what, names, sizes, network in [*BLOCKS[:1], *BLOCKS[-1:]] if smoke else BLOCKS:
         if progress:
-            progress(f"rows of a chunk: {network.name}")
-        found["chunks"].append(chunks(network, pace))
+            progress(f"{what}: {network.name}")
+        found["blocks"].append(blocks(what, names, sizes, Network(8, (4,) * 3) if smoke else network, pace))
     if progress:
         progress("")
     return found
@@ -206,13 +247,13 @@ def crossing(steps: Sequence[dict[str, Any]]) -> int | None:
     return first
 
 
-def chunks(network: Network, pace: Pace) -> dict[str, Any]:
-    """Seconds of forward and backward for chunks of a few sizes."""
+def blocks(what: str, names: Sequence[str], sizes: Sequence[int], network: Network, pace: Pace) -> dict[str, Any]:
+    """Seconds of forward and backward for blocks of a few sizes."""
     run = network.contenders("forward+backward")["pyperc"]
-    steps = (56, 112, 168, 224, 280, 336, 392, 504, 672)
-    measured = interleaved({str(c): forced(run, {"least_chunk": c, "most_chunk": c}) for c in steps}, pace)
+    measured = interleaved({str(size): forced(run, dict.fromkeys(names, size)) for size in sizes}, pace)
     seconds = {name: statistics.median(samples.seconds) for name, samples in measured.samples.items()}
-    return {"case": network.name, "seconds": seconds, "best": int(min(seconds, key=lambda c: seconds[c]))}
+    best = int(min(seconds, key=lambda size: seconds[size]))
+    return {"what": what, "names": [*names], "case": network.name, "seconds": seconds, "best": best}
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -229,14 +270,14 @@ def tables(result: dict[str, Any]) -> str:
         for step in each["steps"]:
             ladder.rows.append([str(step["at"]), f"{step['ratio']:.2f}", f"{step['round_trip']:.0f} ns"])
         ladders.append(ladder)
-    summary.notes.append("Up to dot_rows, few_rows and in_place_bytes inclusive, the first way is taken.")
+    summary.notes.append("Up to dot_rows, dot_most, few_rows and in_place_bytes inclusive, the first way is taken.")
     summary.notes.append(
         f"Threads apart: a cache line's way from one to another and back. Above {FAR_APART:.0f} ns their cores have no "
         "cache in common, and what one writes and another reads costs more."
     )
     summary.notes.append("The others now: " + ", ".join(f"{name} {value}" for name, value in now.items()) + ".")
-    for each in result["chunks"]:
-        table = Table(f"rows of a chunk, {each['case']}: best {each['best']}", ["rows", "forward and backward"])
-        table.rows = [[rows, duration(seconds)] for rows, seconds in each["seconds"].items()]
+    for each in result["blocks"]:
+        table = Table(f"{each['what']}, {each['case']}: best {each['best']}", ["", "forward and backward"])
+        table.rows = [[size, duration(seconds)] for size, seconds in each["seconds"].items()]
         ladders.append(table)
     return "\n\n".join(table.text() for table in [summary, *ladders])
