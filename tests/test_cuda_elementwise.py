@@ -28,9 +28,11 @@ def scatter(shape: tuple[int, int], dtype: torch.dtype, emulator: Emulator, kind
     return emulator.place(s, pitch=pitch, aligned=kind != 2)
 
 
-def near(got: Tensor, exact: Tensor, torch_value: Tensor, terms: int = 1) -> None:
+def near(got: Tensor, exact: Tensor, torch_value: Tensor, terms: int = 1, roundings: int = 0) -> None:
+    """Twice torch's error, what sums of so many terms may lose, and roundings to the dtype."""
     eps = torch.finfo(torch.float32 if got.dtype != torch.float64 else torch.float64).eps
     allowed = 2 * (torch_value.double() - exact).abs().max() + 8 * terms * eps * exact.abs().max().clamp(min=1)
+    allowed += roundings * torch.finfo(got.dtype).eps * exact.abs().max()
     error = (got.double() - exact).abs().max()
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 

@@ -15,6 +15,8 @@ import torch
 from emulator import ROOT, Emulator, KernelError, build
 from reference import named
 from test_cuda_elementwise import NAMES, backward, differentiate
+from test_cuda_gemm import CHECKS, Kind, check_far_rows
+from test_cuda_narrow_mlp import FEW, HOPPER, cases, check_backward, check_forward
 from test_cuda_primitives import small_product
 
 Check = Callable[[Emulator], None]
@@ -57,9 +59,43 @@ def check_elementwise(emulator: Emulator) -> None:
     emulator.release()
 
 
+def check_products(emulator: Emulator, kind: Kind) -> None:
+    for seed in range(SEEDS):
+        emulator.settings(seed=seed, copies="lazy" if seed % 2 else "eager")
+        for check in CHECKS.values():
+            check(emulator, kind, 67, 70, 200, seed)
+        CHECKS["dw"](emulator, kind, 5, 9, 1100, seed)
+        emulator.release()
+    check_far_rows(emulator, kind)
+
+
+def check_matrix_products(emulator: Emulator) -> None:
+    check_products(emulator, Kind(torch.bfloat16))
+
+
+def check_ordinary_products(emulator: Emulator) -> None:
+    check_products(emulator, Kind(torch.float32))
+
+
+def check_narrow(emulator: Emulator) -> None:
+    for seed in range(SEEDS):
+        for check, sizes, shared in (
+            (check_forward, [9, 32, 1, 17], FEW),
+            (check_forward, [30, 3, 64, 17], HOPPER),
+            (check_backward, [9, 32, 1, 17], HOPPER),
+            (check_backward, [30, 3, 64, 17], FEW),
+        ):
+            emulator.settings(seed=seed, copies="lazy" if seed % 2 else "eager")
+            check(emulator, cases(emulator, 530, sizes, torch.bfloat16, seed), shared)
+        emulator.release()
+
+
 PRODUCT, TILE, ELEMENTWISE = "tests/cuda/product.cuh", "csrc/cuda/tile.cuh", "csrc/cuda/elementwise.cuh"
+GEMM, EPILOGUE, NARROW = "csrc/cuda/gemm.cuh", "csrc/cuda/epilogue.cuh", "csrc/cuda/narrow_mlp.cuh"
 BARRIER = "    sync();  // the tile of k is there for all, and nobody reads that of k - 1 any more\n"
 COPY = "    copy(k + STAGES - 1);\n"
+
+INT32 = "g.c + static_cast<int>((at.m + i) * g.ldc) + n, count, aligned, v);\n    }\n  }"
 
 # By check and file: what is replaced, and by what.
 FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
@@ -100,12 +136,64 @@ FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
         ),
         "a vector at a place that is not aligned": ("% 16 == 0 && ld *", "% 4 == 0 && ld *"),
     },
+    (check_matrix_products, GEMM): {
+        "gemm: no barrier before the tiles are read": (
+            "    sync();  // this step's tiles are there for all, and nobody reads those of the step before any more\n",
+            "",
+        ),
+        "gemm: no barrier before the sums take the tiles' place": (
+            "  sync();  // the tiles have been read",
+            "    //",
+        ),
+        "gemm: a wait for too few copies": ("copy_wait<S::STAGES - 2>", "copy_wait<S::STAGES - 1>"),
+        "gemm: no commit": ("    copy_commit();  // an empty", "    // an empty"),
+        "gemm: a swapped stride": ("      b += BK * g.b.rs;", "      b += BK * g.b.cs;"),
+        "gemm: a fragment's rows off by one": ("sums.element(r + half * 8, n)", "sums.element(r + half * 8 + 1, n)"),
+    },
+    (check_matrix_products, EPILOGUE): {
+        "gemm: a store beyond the last column": ("width - column < SIZE ? width - column : SIZE;", "SIZE;"),
+        "gemm: a load beyond the last row": ("rows = count > 0 ? height : 0;", "rows = count > 0 ? BM : 0;"),
+        "gemm: another warp's sums without a barrier": (
+            "    sync();\n    for (int j = thread()",
+            "    for (int j = thread()",
+        ),
+        "gemm: an index in 32 bits": ("g.c + (at.m + i) * g.ldc + n, count, aligned, v);\n    }\n  }", INT32),
+        "gemm: partial sums over one another": ("at.split * g.m * g.n", "at.split * g.n"),
+    },
+    (check_ordinary_products, GEMM): {
+        "ordinary gemm: no barrier between two steps": ("put(step + 1);\n    sync();", "put(step + 1);"),
+        "ordinary gemm: one buffer for two": ("step % 2 * (2 *", "0 * (2 *"),
+        "ordinary gemm: a load beyond the last row": ("i * APART < left ?", "i * APART < left + 1 ?"),
+    },
+    (check_narrow, NARROW): {
+        "narrow: no barrier before the next layer's weights come": (
+            "        sync();  // this layer's weights are there for all, and nobody reads the last one's any more\n",
+            "",
+        ),
+        "narrow: no wait for the rows": ("      copy_wait<0>();\n      if (weights", "      if (weights"),
+        "narrow: the next rows over those that are read": ("    warp_sync();  // before the next rows come\n", ""),
+        "narrow: weights over those in use": ("(turn + 1) % 2", "turn % 2"),
+        "narrow: no barrier before all rows are read": ("      sync();  // ds and x are there", "      //"),
+        "narrow: no barrier before ds is overwritten": ("      sync();  // ds has been read\n", ""),
+        "narrow: rows beyond the last": ("i < height && left > 0 ?", "left > 0 ?"),
+        "narrow: an element beyond the last column": ("if (column + 1 < width) at[1]", "at[1]"),
+        "narrow: another column's bias": ("bias[column + 1]", "bias[column]"),
+        "narrow: sums that nothing began": ("(first ? 0.0f : *sum);", "*sum;"),
+        "narrow: another warp's sums without a barrier": (
+            "  sync();\n  if (warp() || !parts)",
+            "  if (warp() || !parts)",
+        ),
+        "narrow: the partial sums of another layer": ("sums[b * g.depth * S::", "sums[b * S::"),
+    },
 }
 
 # What each check needs compiled, and the one dtype of it.
 FILES = {
     check_product: (["tests/cuda/product_entries.cpp"], "BFloat16"),
     check_elementwise: (["tests/cuda/elementwise_entries.cpp", "csrc/cuda/elementwise_float.cu"], "float"),
+    check_matrix_products: (["tests/cuda/gemm_entries.cpp", "csrc/cuda/gemm_bfloat16.cu"], "BFloat16"),
+    check_ordinary_products: (["tests/cuda/gemm_entries.cpp", "csrc/cuda/gemm_float.cu"], "float"),
+    check_narrow: (["tests/cuda/narrow_mlp_entries.cpp", "csrc/cuda/narrow_mlp_bfloat16.cu"], "BFloat16"),
 }
 
 

@@ -1,7 +1,7 @@
 // The whole of a narrow network in one kernel: forward, and backward with the gradients of all weights.
 //
 // Its layers are at most 128 wide. In 16 bits, or in float32 with products that round to TF32. Between the layers a row
-// stays in shared memory; each summation is rounded to the dtype before its activation, as torch's own layers do.
+// stays in shared memory.
 #pragma once
 
 #include <cstddef>

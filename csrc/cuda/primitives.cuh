@@ -216,6 +216,16 @@ PYPERC_DEVICE uint32_t narrow_pair<Half>(float first, float second) {
   return r;
 }
 
+// Two elements at an address that is a multiple of their size.
+template <class T>
+PYPERC_DEVICE void store_pair(T* p, float first, float second) {
+  if constexpr (sizeof(T) == 2) {
+    *reinterpret_cast<uint32_t*>(p) = narrow_pair<T>(first, second);
+  } else {
+    *reinterpret_cast<float2*>(p) = make_float2(first, second);
+  }
+}
+
 }  // namespace pyperc::cuda
 
 #else

@@ -276,4 +276,16 @@ uint32_t narrow_pair(float first, float second) {
   }
 }
 
+template <class T>
+void store_pair(T* p, float first, float second) {
+  emulate::check_aligned(p, 2 * sizeof(T), "store_pair");
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t pair = narrow_pair<T>(first, second);
+    std::memcpy(p, &pair, sizeof pair);
+  } else {
+    p[0] = first;
+    p[1] = second;
+  }
+}
+
 }  // namespace pyperc::cuda
