@@ -24,7 +24,7 @@ CPU = 0  # c10::DeviceType
 @pytest.fixture(scope="module")
 def backend(emulated_kernels: Emulator) -> Emulator:
     objects = [ROOT / "build/emulator/plain" / f"{path.stem}.o" for path in sources()]
-    files = [ROOT / "csrc/torch" / name for name in ("cuda/mlp.cpp", "network.cpp", "backend.cpp")]
+    files = [ROOT / "csrc/torch" / name for name in ("cuda/mlp.cpp", "network.cpp", "backend.cpp", "composition.cpp")]
     files += [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), ROOT / "tests/cuda/torch/binding.cpp", *objects]
     include = [f"-I{path}" for path in include_paths()]
     libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
