@@ -78,7 +78,7 @@ def squared_hinge_loss(
 ) -> Tensor:
     """max(0, threshold - y s)^2, for scores `input` and targets y of -1 and +1.
 
-    Arguments, result and errors are those of `mse_loss`.
+    Arguments, result and errors are those of `mse_loss`. EE-559, lecture 3.1, squared.
 
     >>> squared_hinge_loss(torch.tensor([0.5]), torch.tensor([-1.0]))
     tensor(2.2500)
@@ -91,7 +91,8 @@ def squared_hinge_loss(
 def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """log sum_c e^s_c - s_y, for scores `input` [*, classes] and classes `target` [*], int64.
 
-    `weight` [classes] multiplies the loss of a class's samples. `reduction`, dtypes and errors are those of `mse_loss`.
+    `weight` [classes] multiplies the loss of a class's samples. `reduction`, dtypes and errors are those of `mse_loss`;
+    ValueError also for a class that is none. EE-559, lectures 3.2 and 3.5.
 
     >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor(0.6931)

@@ -29,13 +29,21 @@ class _Map(TransformerMixin, BaseEstimator):
     n_features_in_: int
 
     def fit(self, X: Any, y: Any = None) -> Any:
-        """Reads the number of columns of X [n, d], and draws what is random."""
+        """Reads the number of columns of X [n, d], real numbers, and draws what is random.
+
+        Raises ValueError for another shape, NaN or infinity, and for parameters that are no such numbers or columns.
+        """
         x = self._read(X, reset=True)
         self._fit(x)
         return self
 
     def transform(self, X: Any) -> Any:
-        """The features of each row of X, [n, features], in X's dtype."""
+        """The features of each row of X, [n, features], in X's dtype where that is float32 or float64.
+
+        Another array becomes float64, a tensor of integers torch's default dtype.
+
+        Raises ValueError for another number of columns than that of the fit, NaN or infinity.
+        """
         check_is_fitted(self)
         x = self._read(X, reset=False)
         result = self._map(x)

@@ -95,10 +95,11 @@ def mlp(
 def jacobian(model: nn.Module, x: Tensor) -> Tensor:
     """The Jacobian of a network with respect to its input, dy[i] / dx[j] for each x of the batch.
 
-    J = diag(f'(s(L))) w(L) ... diag(f'(s(1))) w(1), the product of the layers' Jacobians, from the output down or from
-    the input up, whichever takes fewer operations. x is [*, in], the result [*, out, in]. `model` is a fused container
-    (`pyperc.MLP`, `pyperc.nn.Sequential`, what `pyperc.fuse` made) whose children form one stretch of linear layers and
-    activations, or a `pyperc.Linear`. The result has derivatives of any order, by autograd and by torch.func.
+    J = diag(f'(s(L))) w(L) ... diag(f'(s(1))) w(1), the product of the layers' Jacobians, from the output down or
+    from the input up, whichever takes fewer operations. x is [*, in], the result [*, out, in], both in the
+    parameters' floating dtype. `model` is a fused container (`pyperc.MLP`, `pyperc.nn.Sequential`, what `pyperc.fuse`
+    made) whose children form one stretch of linear layers and activations, or a `pyperc.Linear`. The result has
+    derivatives of any order, by autograd and by torch.func.
 
     Raises TypeError for another kind of model, ValueError where the children do not form one stretch, and what `mlp`
     raises. EE-559, lecture 3.6.

@@ -16,7 +16,8 @@ Device: TypeAlias = torch.device | str | int | None
 class Linear(nn.Linear):
     """An nn.Linear with its activation fused into it: y = f(x w^T + b).
 
-    x is [*, in_features], y [*, out_features]; weight and bias are initialised, named and stored as nn.Linear's.
+    x is [*, in_features], y [*, out_features], of the parameters' floating dtype and on their device; weight and bias
+    are initialised, named and stored as nn.Linear's.
     `activation` is a name, a (name, parameters) pair or an nn.Module; its name and the values of its parameters are
     kept in the attributes `activation` and `activation_parameters`.
 

@@ -44,10 +44,11 @@ def observed_by(observer: Observer) -> Iterator[None]:
 class Sequential(nn.Sequential):
     """An nn.Sequential that computes each stretch of linear layers and their activations in one native call.
 
-    s(l) = x(l-1) w(l)^T + b(l), x(l) = f(s(l)); x is [*, in], y [*, out]. Children, state_dict and results are
-    nn.Sequential's. Whatever cannot be fused runs as the ordinary call of that child: other modules, which split the
-    container into stretches, and a linear layer or activation on which something hangs: a hook, a parametrisation, a
-    forward of its own. That is looked at on every call; `pyperc.explain` prints what runs how.
+    s(l) = x(l-1) w(l)^T + b(l), x(l) = f(s(l)); x is [*, in], y [*, out], of the parameters' floating dtype.
+    Children, state_dict and results are nn.Sequential's. Whatever cannot be fused runs as the ordinary call of that
+    child: other modules, which split the container into stretches, and a linear layer or activation on which
+    something hangs: a hook, a parametrisation, a forward of its own. That is looked at on every call;
+    `pyperc.explain` prints what runs how.
 
     Raises on a call what `pyperc.functional.mlp` raises, and what the children raise. EE-559, lectures 3.4 and 3.6.
 

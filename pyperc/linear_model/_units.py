@@ -19,6 +19,9 @@ class ThresholdLogicUnit:
         w: the weights, [d].
         b: the bias.
 
+    x is [*, d], a tensor of any dtype or an array; computed in float64. Raises ValueError for a w that is no vector,
+    and on a call for an x that does not fit it.
+
     Source: EE-559, lecture 3.1.
 
     >>> ThresholdLogicUnit.or_()([[0, 0], [0, 1], [1, 0], [1, 1]])
