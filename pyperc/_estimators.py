@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pyperc._sklearn import check_tensor, tensor_of
+from pyperc._sklearn import check_samples, tensor_of
 
 NATIVE = (torch.float32, torch.float64)
 
@@ -22,14 +22,7 @@ class TensorEstimator(BaseEstimator):
 
     def _tensor(self, X: Tensor, reset: bool) -> Tensor:
         """X checked, where it is, in a dtype that the passes have."""
-        name = type(self).__name__
-        x = check_tensor(X, name)
-        if reset:
-            self.n_features_in_ = x.shape[1]
-        elif x.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {x.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
-            )
+        x = check_samples(self, X, reset)
         if x.dtype not in NATIVE:
             x = x.float()
         return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

@@ -51,6 +51,19 @@ def check_tensor(X: Tensor, estimator: str) -> Tensor:
     return X
 
 
+def check_samples(estimator: Any, X: Tensor, reset: bool) -> Tensor:
+    """X as `check_tensor` has it, with as many features as the estimator was fitted to, or with `reset` is."""
+    name = type(estimator).__name__
+    x = check_tensor(X, name)
+    if reset:
+        estimator.n_features_in_ = x.shape[1]
+    elif x.shape[1] != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {x.shape[1]} features, but {name} is expecting {estimator.n_features_in_} features as input"
+        )
+    return x
+
+
 def like(result: Tensor, X: Any) -> Any:
     """A result for the caller who gave X: a tensor where X is one, else a numpy array."""
     if isinstance(X, Tensor):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyperc._sklearn import check_tensor, need, tensor_of
+from pyperc._sklearn import check_samples, need, tensor_of
 
 need("pyperc.features")
 
@@ -55,17 +55,9 @@ class _Map(TransformerMixin, BaseEstimator):
         return np.asarray(self._names(list(_check_feature_names_in(self, input_features))), dtype=object)
 
     def _read(self, X: Any, reset: bool) -> Tensor:
-        name = type(self).__name__
-        if not isinstance(X, Tensor):
-            return tensor_of(validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset))
-        x = check_tensor(X, name)
-        if reset:
-            self.n_features_in_ = x.shape[1]
-        elif x.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {x.shape[1]} features, but {name} is expecting {self.n_features_in_} features as input"
-            )
-        return x
+        if isinstance(X, Tensor):
+            return check_samples(self, X, reset)
+        return tensor_of(validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=reset))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

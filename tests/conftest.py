@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from emulator import Emulator, available
 from shapes import instruction_set
 
 from pyperc import _C
+from pyperc.__main__ import main
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -82,6 +83,21 @@ def torch_settings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the command line says to stderr of arguments that it refuses."""
+
+    def refuse(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(arguments))
+        assert stopped.value.code == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return printed.err
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

@@ -368,11 +368,8 @@ def test_the_crossing_is_where_the_second_way_stays_ahead():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_arguments_are_named(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stopped:
-        main(["bench", *arguments])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_arguments_are_named(refusal, arguments, message):
+    assert message in refusal("bench", *arguments)
 
 
 def test_quartiles_of_a_spread():

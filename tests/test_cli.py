@@ -180,13 +180,8 @@ def test_train_reads_mnist_and_takes_its_sizes(tmp_path, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_arguments_are_named(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert message in printed.err
-    assert printed.out == ""
+def test_bad_arguments_are_named(refusal, arguments, message):
+    assert message in refusal(*arguments)
 
 
 def test_a_diverging_training_fails_with_a_hint(capsys):

@@ -279,11 +279,8 @@ def test_a_claim_that_does_not_hold_is_told(monkeypatch, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_arguments_are_named(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stopped:
-        main(["experiment", *arguments])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_arguments_are_named(refusal, arguments, message):
+    assert message in refusal("experiment", *arguments)
 
 
 def test_the_page_of_the_lectures_names_every_experiment_and_nothing_that_is_not_there():

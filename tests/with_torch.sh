@@ -12,8 +12,9 @@ shift
 folder=${FOLDER:-build/torch-$version}
 mkdir -p "$folder/source"
 folder=$(realpath "$folder")
-# What git tracks or would track; the copy's own build stays.
+# What git tracks or would track, and nothing that it no longer does; the copy's own build stays.
+find "$folder/source" -mindepth 1 -maxdepth 1 ! -name build -exec rm -r {} +
 git ls-files --cached --others --exclude-standard -z | while IFS= read -r -d '' file; do
-  [[ ! -e $file ]] || cp --parents --update --target-directory="$folder/source" "$file"
+  [[ ! -e $file ]] || cp --parents --preserve=timestamps --target-directory="$folder/source" "$file"
 done
 make --directory="$folder/source" test TORCH="torch==$version" VENV="$folder/venv" PYTEST_ARGS="$*"

@@ -171,6 +171,24 @@ class LinearClassifier(ClassifierMixin, TensorEstimator):
         return float(accuracy_score(numpy_of(y), numpy_of(self.predict(X)), sample_weight=weight))
 
 
+class ProbabilisticClassifier(LinearClassifier):
+    """A linear classifier whose scores are log odds: sigmoid of the one for two classes, else softmax."""
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """log P(Y = c | x) for each class c, [n, classes]."""
+        scores = self._scores(X)
+        if scores.shape[1] == 1:
+            return like(torch.cat([F.logsigmoid(-scores), F.logsigmoid(scores)], 1), X)
+        return like(scores.log_softmax(1), X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """P(Y = c | x) for each class c, [n, classes]."""
+        scores = self._scores(X)
+        if scores.shape[1] == 1:
+            return like(torch.cat([torch.sigmoid(-scores), torch.sigmoid(scores)], 1), X)
+        return like(scores.softmax(1), X)
+
+
 def check_positive(name: str, **values: Any) -> None:
     """ValueError unless each value is a number above 0."""
     for argument, value in values.items():

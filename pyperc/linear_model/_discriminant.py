@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from pyperc._sklearn import like
-from pyperc.linear_model._base import LinearClassifier, Samples
+from pyperc.linear_model._base import ProbabilisticClassifier, Samples
 
 NAME = "LinearDiscriminantAnalysis"
 SOLVERS = ("svd", "lsqr", "eigen")
@@ -22,7 +22,7 @@ ROWS = 4096  # in float64 at a time
 COLUMNS = 196  # of a block of a symmetric product: a quarter of MNIST's, which leaves 5/8 of the work
 
 
-class LinearDiscriminantAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearClassifier):
+class LinearDiscriminantAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ProbabilisticClassifier):
     """Gaussian classes with one covariance S:  w = S^-1 (m1 - m0),  P(Y = 1 | x) = sigmoid(w . x + b).
 
     The parameters, the attributes and the results are those of scikit-learn's class of this name (with "svd", those of
@@ -220,16 +220,9 @@ class LinearDiscriminantAnalysis(ClassNamePrefixFeaturesOutMixin, TransformerMix
     def predict_log_proba(self, X: Any) -> Any:
         """log P(Y = c | x) for each class c, [n, classes]."""
         scores = self._scores(X)
-        if scores.shape[1] == 1:
+        if scores.shape[1] == 1:  # scikit-learn's checks want the logarithm of the rounded probability
             scores = torch.cat([torch.zeros_like(scores), scores], 1)
         return like(scores.log_softmax(1), X)
-
-    def predict_proba(self, X: Any) -> Any:
-        """P(Y = c | x) for each class c, [n, classes]."""
-        scores = self._scores(X)
-        if scores.shape[1] == 1:
-            return like(torch.cat([torch.sigmoid(-scores), torch.sigmoid(scores)], 1), X)
-        return like(scores.softmax(1), X)
 
 
 def _means(samples: Samples, counts: Tensor) -> Tensor:

@@ -7,19 +7,17 @@ import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from pyperc import _C
-from pyperc._sklearn import like
-from pyperc.linear_model._base import LinearClassifier, Samples, check_count, check_positive
+from pyperc.linear_model._base import ProbabilisticClassifier, Samples, check_count, check_positive
 from pyperc.linear_model._solver import descend
 
 SOLVERS = ("lbfgs", "gd")
 
 
-class LogisticRegression(LinearClassifier):
+class LogisticRegression(ProbabilisticClassifier):
     """P(Y = 1 | x) = sigmoid(w . x + b), and for several classes softmax(x w^T + b).
 
     `solver="lbfgs"` minimises  C * sum_n weight_n loss_n + |w|^2 / 2,  as scikit-learn does, where the loss is
@@ -143,17 +141,3 @@ class LogisticRegression(LinearClassifier):
         self.loss_history_.append(objective(w, b)[0])
         self._set_iterations(self.steps)
         return w, b
-
-    def predict_log_proba(self, X: Any) -> Any:
-        """log P(Y = c | x) for each class c, [n, classes]."""
-        scores = self._scores(X)
-        if scores.shape[1] == 1:
-            return like(torch.cat([F.logsigmoid(-scores), F.logsigmoid(scores)], 1), X)
-        return like(scores.log_softmax(1), X)
-
-    def predict_proba(self, X: Any) -> Any:
-        """P(Y = c | x) for each class c, [n, classes]."""
-        scores = self._scores(X)
-        if scores.shape[1] == 1:
-            return like(torch.cat([torch.sigmoid(-scores), torch.sigmoid(scores)], 1), X)
-        return like(scores.softmax(1), X)
