@@ -710,3 +710,17 @@ def test_the_same_bits_twice_and_memory_given_back() -> None:
         assert step.workspace == 0
         results.append([p.detach() for p in model.parameters()])
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [(256, (512,) * 5), (1024, (1024,) * 4), (1024, (784, 512, 512, 10))],
+    ids=str,
+)
+def test_the_workspace_is_little_beside_the_activations_kept(batch: int, sizes: Sequence[int]) -> None:
+    torch.set_num_threads(2)
+    model = network(sizes, ("relu",), torch.float32)
+    step = step_of(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    step(torch.randn(batch, sizes[0]), torch.randn(batch, sizes[-1]))
+    assert step.kept == 4 * batch * sum(sizes[1:])
+    assert step.workspace <= 1.3 * step.kept

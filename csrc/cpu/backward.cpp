@@ -238,7 +238,7 @@ class BackwardRun {
       const int64_t bytes_of_x = operands<E>(samples) * static_cast<int64_t>(sizeof(E));
       if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(ON_STACK / 2, bytes_of_x);
       if (sums_outside && (blocks > 1 || k > numbers.kc())) {
-        at_most(thresholds().chunk_bytes, outs * static_cast<int64_t>(sizeof(T)));
+        at_most(run.plan_.block_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};
       }
       inputs = arena.take<E>(Weights(numbers, layer.x, outs, samples, columns).room(columns));
@@ -563,7 +563,7 @@ class BackwardRun {
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
     int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{ON_STACK};  // rows are copied for each
     if (l > 0) bytes = (input / 2 + thresholds().packed_bytes) / plan_.threads;
-    if (descends(l)) bytes = thresholds().chunk_bytes;
+    if (descends(l)) bytes = plan_.block_bytes;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
     const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);
     return {rows, columns, depth, w.room(columns)};

@@ -20,7 +20,7 @@ class ForwardRun {
       layer.columns = spec.out;
       if (!dots(l)) {
         layer.weights = {numbers, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out};
-        if (by_columns()) layer.columns = layer.weights.fitting(plan.packed_bytes, share(l, plan.threads - 1).columns);
+        if (by_columns()) layer.columns = layer.weights.fitting(plan.block_bytes, share(l, plan.threads - 1).columns);
         layer.room = layer.weights.room(layer.columns);
       }
       if (pass.layers[l].s.data || (l + 1 < pass.depth && pass.layers[l].x.data)) most = plan.packed_bytes;

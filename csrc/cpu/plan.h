@@ -24,8 +24,8 @@ struct Plan {
   Split split = Split::Rows;
   GradientSplit gradient = GradientSplit::Rows;
   int64_t chunk = 1;         // rows that go through all layers together, so that their activations stay in the cache
-  int64_t packed_bytes = 0;  // of weights packed at once in a forward pass: of as many layers as fit, but of one; where
-                             // columns are shared, of as many of a thread's as fit
+  int64_t packed_bytes = 0;  // of weights that a forward pass packs at once: of as many layers as fit, but of one
+  int64_t block_bytes = 0;   // of a thread's columns that it packs at once, where it packs its own
 };
 
 enum class Pass { Forward, Backward };
@@ -42,8 +42,8 @@ enum class Pass { Forward, Backward };
 // weight_bytes       of a layer from which its weight is packed by blocks of columns, if it weighs a third of the
 //                    activations or more: 32 x 4096 -> 4096 takes 6 ms against 28, as it is read from memory once and
 //                    not written there; 256 x [512]*5 takes 1.33 ms against 1.49.
-// block_bytes        of packed columns, for each thread, and down to half of that beside few activations: of 1024 x
-//                    [1024]*4 forward takes 15.9 ms with 1 MB, 16.0 with 512 KB and 16.2 with 256.
+// block_bytes        of packed columns, for each thread, and down to half of that beside few activations: 1024 x
+//                    [1024]*4 goes forward in 15.9 ms with 1 MB, 16.0 with 512 KB and 16.2 with 256.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
