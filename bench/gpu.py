@@ -261,7 +261,7 @@ def products(clock: Clock) -> Iterator[Row]:
     chain = _C.Chain([("identity", [])])
     for dtype in (HALF, torch.float16, torch.float32):
         a, b = (torch.randn(size, size, device=clock.device).to(dtype) for _ in range(2))
-        with Plan(gemm=ALWAYS):
+        with Plan(gemm=ALWAYS, plain=ALWAYS):
             own = clock.recorded(lambda a=a, b=b: _C.mlp(a, [b], [None], chain))
         seconds = clock.compare({"own": own, "cublas": clock.recorded(lambda a=a, b=b: a @ b.T)})
         rates = {name: 2 * size**3 / value / 1e12 for name, value in seconds.items()}
@@ -271,7 +271,12 @@ def products(clock: Clock) -> Iterator[Row]:
 
 def plan(clock: Clock) -> Iterator[Row]:
     """What the plan's thresholds should be: a step each way, by width."""
-    paths = {"narrow": Plan(narrow=ALWAYS, gemm=ALWAYS), "gemm": Plan(gemm=ALWAYS), "cublas": Plan()}
+    paths = {
+        "narrow": Plan(narrow=ALWAYS),
+        "gemm": Plan(gemm=ALWAYS, plain=ALWAYS),
+        "gemm, dw by cublas": Plan(gemm=ALWAYS),
+        "cublas": Plan(),
+    }
     for dtype in (HALF, torch.float32):
         for width, log2 in itertools.product((16, 32, 64, 128, 256, 512, 768, 1024), (10, 14, 18)):
             if clock.quick and width << log2 > 1 << 15:
@@ -290,7 +295,7 @@ def plan(clock: Clock) -> Iterator[Row]:
 
 def bits(clock: Clock) -> Iterator[Row]:
     """How many different results 100 runs of forward and backward give, each way."""
-    for name, chosen in {"narrow": Plan(narrow=ALWAYS), "gemm": Plan(gemm=ALWAYS)}.items():
+    for name, chosen in {"narrow": Plan(narrow=ALWAYS), "gemm": Plan(gemm=ALWAYS, plain=ALWAYS)}.items():
         _, ours = networks([64, 128, 128, 10], HALF, clock.device)
         x = torch.randn(300 if clock.quick else 40000, 64, device=clock.device, dtype=HALF)
         seen = set()

@@ -50,11 +50,11 @@ def test_gradgradcheck(activation: Activation) -> None:
 def derivative(forward: Callable[[Network], Tensor], net: Network, order: int) -> list[Tensor]:
     """The gradient of a scalar made of the gradient of a scalar ..., `order` times, at every leaf."""
     leaves = list(net.leaves.values())
-    seed = torch.Generator().manual_seed(1)
+    seed = torch.Generator(net.x.device).manual_seed(1)
     y = (forward(net) * net.dy).sum()
     for i in range(order):
         grads = torch.autograd.grad(y, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-        y = sum((g * torch.randn(g.shape, generator=seed, dtype=g.dtype)).sum() for g in grads)
+        y = sum((g * torch.randn(g.shape, generator=seed, dtype=g.dtype, device=g.device)).sum() for g in grads)
         if not y.requires_grad:
             assert i < order - 1 or not any(g.requires_grad for g in grads)
             break

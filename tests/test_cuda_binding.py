@@ -109,11 +109,31 @@ def test_strides_of_any_kind() -> None:
         torch.testing.assert_close(model(view), plain(view))
 
 
-def test_the_plan_names_the_path() -> None:
-    report = _C.plan(torch.zeros(2, 3), [torch.zeros(4, 3)], [None], _C.Chain([("relu", [])]))
+@pytest.mark.usefixtures("path")
+def test_a_layer_of_width_0() -> None:
+    net = draw((4, 0, 3), 6, named("gelu"), torch.float32)
+    check(net)
+    check_forward(net)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4096), (2, 4099)], ids=str)
+def test_an_activation_alone(backend: Emulator, shape: tuple[int, ...]) -> None:
+    s = torch.randn(shape)
+    torch.testing.assert_close(_C.activation(s, "gelu"), torch.nn.functional.gelu(s))
+    assert (backend.counts()["launches"] > 0) == (s.numel() > 0)
+
+
+def kernel(width: int, dtype: torch.dtype) -> str:
+    x, w = torch.zeros(2, 3, dtype=dtype), torch.zeros(width, 3, dtype=dtype)
+    report = _C.plan(x, [w], [None], _C.Chain([("relu", [])]))
     assert report["isa"] == "sm_90"
-    assert "gemm" in report["layers"][0]["kernel"]
-    half = _C.plan(torch.zeros(2, 3).bfloat16(), [torch.zeros(4, 3).bfloat16()], [None], _C.Chain([("relu", [])]))
-    assert "narrow" in half["layers"][0]["kernel"]
-    wide = _C.plan(torch.zeros(2, 3000), [torch.zeros(4, 3000)], [None], _C.Chain([("relu", [])]))
-    assert "cublas" in wide["layers"][0]["kernel"]
+    return report["layers"][0]["kernel"]
+
+
+def test_the_plan_names_the_path() -> None:
+    assert kernel(128, torch.bfloat16) == "narrow, all layers in one kernel"
+    assert kernel(129, torch.bfloat16) == "gemm, all on the chip"
+    assert kernel(300, torch.bfloat16) == "gemm, all on the chip; dw by cublas"
+    assert kernel(3000, torch.bfloat16) == "cublas, elementwise passes"
+    assert kernel(30, torch.float32) == "gemm, all on the chip"
+    assert kernel(3000, torch.float32) == "cublas, elementwise passes"

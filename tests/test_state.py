@@ -214,7 +214,7 @@ def test_meta_device_and_to_empty(x: Tensor) -> None:
     with torch.device("meta"):
         model = pyperc.MLP([6, 9, 7, 3], "tanh", dtype=F64)
     assert model(torch.empty(5, 6, dtype=F64, device="meta")).shape == (5, 3)
-    model.to_empty(device="cpu")
+    model.to_empty(device=x.device)
     model.load_state_dict(source.state_dict())
     same_gradients(model, other, x)
     with torch.device("meta"):

@@ -25,6 +25,8 @@ Device device_of(int device) {
   return {multiprocessors, static_cast<size_t>(shared)};
 }
 
+Status make_current(int device) { return cudaSetDevice(device); }
+
 const char* describe(Status status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
 #else
@@ -33,6 +35,8 @@ int capability(int) { return 90; }
 
 // So few that a block has several tiles of rows.
 Device device_of(int) { return {2, 227 << 10}; }
+
+Status make_current(int) { return SUCCESS; }
 
 const char* describe(Status) { return emulate::message().c_str(); }
 

@@ -17,6 +17,9 @@ struct Device {
 };
 Device device_of(int device);
 
+// For this thread's launches. The runtime that is linked in keeps a current device of its own beside torch's.
+Status make_current(int device);
+
 const char* describe(Status status);
 
 }  // namespace pyperc::cuda

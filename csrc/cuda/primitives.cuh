@@ -194,6 +194,13 @@ PYPERC_DEVICE uint32_t tf32(float x) {
 PYPERC_DEVICE float divide(float a, float b) { return __fdividef(a, b); }
 PYPERC_DEVICE double divide(double a, double b) { return a / b; }
 
+// 2^x, to two units in the last place, and 0 below 2^-126.
+PYPERC_DEVICE float power_of_two(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
 // The 16-bit formats in float32 and back, rounded to nearest, ties to even; of a pair, the first is the lower half.
 PYPERC_DEVICE float widen(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 PYPERC_DEVICE float widen(Half x) {

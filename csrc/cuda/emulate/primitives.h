@@ -267,6 +267,8 @@ PYPERC_DEVICE double divide(double a, double b) { return a / b; }
 
 inline float widen(BFloat16 x) { return emulate::float_of(static_cast<uint32_t>(x.bits) << 16); }
 inline float widen(Half x) { return emulate::from_half(x.bits); }
+inline float power_of_two(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+
 template <class S>
 uint32_t narrow_pair(float first, float second) {
   if constexpr (std::is_same_v<S, BFloat16>) {

@@ -25,7 +25,9 @@ namespace {
 // What every entry sets first: the tensors' device, and no autograd below here.
 class Call {
  public:
-  explicit Call(c10::Device device) : guard_(device), device_(device) {}
+  explicit Call(c10::Device device) : guard_(device), device_(device) {
+    if (device.is_cuda()) check(cuda::make_current(device.index()), "make_current");
+  }
   cuda::Stream stream() const {
     if (!device_.is_cuda()) return nullptr;  // the tests' emulator
     return c10::impl::VirtualGuardImpl(device_.type()).getStream(device_).native_handle();
@@ -91,8 +93,8 @@ bool may_round(const Tensor& t) {
   return precision == at::Float32Precision::TF32;
 }
 
-cuda::Path path_of(const Tensor& x, int64_t in, int64_t out) {
-  return cuda::plan({static_cast<int>(x.element_size()), may_round(x), in, out});
+cuda::LayerShape shape_of(const Tensor& x, int64_t in, int64_t out) {
+  return {static_cast<int>(x.element_size()), may_round(x), in, out};
 }
 
 // c = a b, with what `finish` adds to it.
@@ -147,7 +149,7 @@ void differentiate(const Call& call, const Tensor& dx, const Tensor& saved, cons
 // s = in w^T + b, x = f(s); s and b may be undefined.
 void forward_layer(const Call& call, const Tensor& in, const Tensor& w, const Tensor& b, Tensor s, Tensor x,
                    const LayerActivation& layer) {
-  if (path_of(in, w.size(1), w.size(0)) == cuda::Path::Gemm) {
+  if (cuda::plan(shape_of(in, w.size(1), w.size(0)), cuda::Follows::Something) == cuda::Path::Gemm) {
     gemm(call, in, w.t(), x, [&](auto& g) {
       using T = std::remove_pointer_t<decltype(g.c)>;
       g.epilogue = cuda::Epilogue::Activate;
@@ -173,7 +175,7 @@ void forward_layer(const Call& call, const Tensor& in, const Tensor& w, const Te
 // below = (ds w) * f'(saved) and db, of the layer below; and its x once more, where that is defined.
 void backward_layer(const Call& call, const Tensor& ds, const Tensor& w, const Tensor& saved, Tensor below,
                     const Tensor& db, const Tensor& x, const LayerActivation& layer) {
-  if (path_of(ds, w.size(1), w.size(0)) == cuda::Path::Gemm) {
+  if (cuda::plan(shape_of(ds, w.size(1), w.size(0)), cuda::Follows::Something) == cuda::Path::Gemm) {
     gemm(call, ds, w, below, [&](auto& g) {
       using T = std::remove_pointer_t<decltype(g.c)>;
       g.epilogue = cuda::Epilogue::Differentiate;
@@ -367,7 +369,7 @@ Tensors backward_on_cuda(const Tensor& dy, const Tensor& x, c10::IntArrayRef siz
     } else if (again.defined()) {
       activate(call, saved(l - 1), Tensor(), again, chain[l - 1]);
     }
-    const cuda::Path path = path_of(dy, sizes[l], sizes[l + 1]);
+    const cuda::Path path = cuda::plan(shape_of(dy, sizes[l], sizes[l + 1]), cuda::Follows::Nothing);
     if (needs.weights[l]) product(call, ds.t(), rows_of(in), dw(l), path);
     if (l == 0 && needs.x) {
       gradients[0] = shaped_like(dy, sizes[0]);
@@ -379,10 +381,20 @@ Tensors backward_on_cuda(const Tensor& dy, const Tensor& x, c10::IntArrayRef siz
   return gradients;
 }
 
+// However many dimensions: as rows of a multiple of 16 bytes, of which a thread has several, and what is left over.
 Tensor activation_on_cuda(const Tensor& s, const LayerActivation& layer) {
+  constexpr int64_t ROW = 4096;
   const Call call(s.device());
   const Tensor in = s.contiguous(), x = at::empty(in.sizes(), in.options());
-  activate(call, in.view({1, in.numel()}), Tensor(), x.view({1, in.numel()}), layer);
+  const int64_t size = in.numel(), whole = size / ROW * ROW;
+  const auto part = [&](int64_t begin, int64_t rows, int64_t columns) {
+    const auto of = [&](const Tensor& t) {
+      return t.view({size}).narrow(0, begin, rows * columns).view({rows, columns});
+    };
+    activate(call, of(in), Tensor(), of(x), layer);
+  };
+  if (whole) part(0, whole / ROW, ROW);
+  if (size > whole) part(whole, 1, size - whole);
   return x;
 }
 
@@ -399,7 +411,7 @@ NetworkPlan plan_on_cuda(const Tensor& x, const Network& network) {
     layer.out = w.size(0);
     layer.activation = network.chain[l].info().name;
     layer.saved = network.chain[l].saved();
-    layer.kernel = narrow ? "narrow, all layers in one kernel" : cuda::name_of(path_of(x, layer.in, layer.out));
+    layer.kernel = narrow ? "narrow, all layers in one kernel" : cuda::name_of(shape_of(x, layer.in, layer.out));
     layer.flops = 2 * batch * layer.in * layer.out;
     report.layers.push_back(layer);
   }
