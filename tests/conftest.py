@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # What runs on each device that is there.
-ON_EVERY_DEVICE = {"test_autograd", "test_gradients", "test_transforms", "test_fuse", "test_state"}
+ON_EVERY_DEVICE = {"test_autograd", "test_gradients", "test_transforms", "test_fuse", "test_state", "test_cuda_binding"}
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

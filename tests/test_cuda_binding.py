@@ -1,7 +1,7 @@
-"""The CUDA backend as torch calls it, its loops over the layers and its buffers, on tensors of the CPU.
+"""The CUDA backend as torch calls it, its loops over the layers and its buffers: on a GPU, and on tensors of the CPU.
 
-The same source is linked with the emulated kernels and takes the place of the CPU's backend; torch's products are its
-own in either case. So what remains for a GPU to show is the guard, the stream and the compiled kernels.
+There the same source is linked with the emulated kernels and takes the place of the CPU's backend; torch's products are
+its own in either case. So what remains for a GPU to show is the guard, the stream and the compiled kernels.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ def backend(emulated_kernels: Emulator) -> Emulator:
 
 
 @pytest.fixture(autouse=True)
-def in_the_place_of_the_cpus(backend: Emulator) -> Iterator[None]:
+def emulated(device: torch.device, request: pytest.FixtureRequest) -> Iterator[Emulator | None]:
+    """The emulated kernels in the place of the CPU's; on a GPU there is nothing to do."""
+    if device.type == "cuda":
+        yield None
+        return
+    backend = request.getfixturevalue("backend")
     table = (ctypes.c_void_p * 16)()
     exchange = ctypes.CDLL(_C.__file__).pyperc_exchange_backend
     backend.library.emulated_backend(table)
     exchange(CPU, table)
     backend.settings(seed=1, copies="lazy")
-    yield
+    yield backend
     exchange(CPU, table)
 
 
@@ -46,29 +51,29 @@ NEVER, ALWAYS = 0, 1 << 40
 
 
 @pytest.fixture(params=["narrow", "gemm", "library"])
-def path(request: pytest.FixtureRequest, in_the_place_of_the_cpus: None) -> Iterator[None]:
+def path(request: pytest.FixtureRequest, device: torch.device, emulated: Emulator | None) -> Iterator[None]:
     """Each way of computing a network, at any width; the one kernel of narrow networks in 16 bits."""
-    before = _C.thresholds()
+    before = _C.thresholds(device.type)
     gemm = dict.fromkeys(before, NEVER if request.param == "library" else ALWAYS)
-    _C.set_thresholds(gemm if request.param == "narrow" else {**gemm, "narrow_widest": NEVER})
+    _C.set_thresholds(gemm if request.param == "narrow" else {**gemm, "narrow_widest": NEVER}, device.type)
     yield
-    _C.set_thresholds(before)
+    _C.set_thresholds(before, device.type)
 
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-def test_each_activation_in_a_network(backend: Emulator, activation: Activation, dtype: torch.dtype) -> None:
+def test_each_activation_in_a_network(emulated: Emulator | None, activation: Activation, dtype: torch.dtype) -> None:
     net = draw((5, 9, 8, 3), 6, [activation, activation, named("identity")], dtype)
     check(net)
     check_forward(net)
-    assert backend.counts()["launches"] > 0
+    assert not emulated or emulated.counts()["launches"] > 0
 
 
-def test_a_narrow_network_is_one_launch(backend: Emulator) -> None:
+def test_a_narrow_network_is_one_launch(emulated: Emulator | None) -> None:
     net = draw((5, 9, 8, 3), 6, named("gelu"), torch.bfloat16)
     check_forward(net)
-    assert backend.counts()["launches"] == 1
+    assert not emulated or emulated.counts()["launches"] == 1
 
 
 @pytest.mark.usefixtures("path")
@@ -117,16 +122,16 @@ def test_a_layer_of_width_0() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4096), (2, 4099)], ids=str)
-def test_an_activation_alone(backend: Emulator, shape: tuple[int, ...]) -> None:
+def test_an_activation_alone(emulated: Emulator | None, shape: tuple[int, ...]) -> None:
     s = torch.randn(shape)
     torch.testing.assert_close(_C.activation(s, "gelu"), torch.nn.functional.gelu(s))
-    assert (backend.counts()["launches"] > 0) == (s.numel() > 0)
+    assert not emulated or (emulated.counts()["launches"] > 0) == (s.numel() > 0)
 
 
 def kernel(width: int, dtype: torch.dtype) -> str:
     x, w = torch.zeros(2, 3, dtype=dtype), torch.zeros(width, 3, dtype=dtype)
     report = _C.plan(x, [w], [None], _C.Chain([("relu", [])]))
-    assert report["isa"] == "sm_90"
+    assert report["isa"].startswith("sm_")
     return report["layers"][0]["kernel"]
 
 

@@ -30,6 +30,7 @@ def test_the_kernels_under_the_sanitizers() -> None:
         "LD_PRELOAD": str(Path(asan).resolve()),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "PYPERC_EMULATOR": "sanitized",
+        "CUDA_VISIBLE_DEVICES": "",  # the driver and the sanitizer want the same addresses
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     done = subprocess.run([*command, "-k", SELECTED], env=environment, cwd=ROOT, capture_output=True, text=True)
