@@ -222,15 +222,18 @@ bool is_narrow(const Tensor& x, c10::IntArrayRef sizes) {
   return narrow;
 }
 
-// f(pass) with the layers of either pass filled in; what it points to lives as long as f runs.
+// f(pass) with the rows and the layers of either pass filled in; what it points to lives as long as f runs.
 template <template <class> class PASS, class F>
-void with_narrow(const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, const Tensors& biases,
+void with_narrow(const Tensor& rows, c10::IntArrayRef sizes, const Tensors& weights, const Tensors& biases,
                  const Chain& chain, const Tensors& kept, F f) {
-  visit(x.scalar_type(), [&](auto zero) {
+  visit(rows.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     if constexpr (CAN_BE_NARROW<T>) {
       PASS<T> pass{};
       Tensors owners;
+      pass.batch = rows.size(0);
+      pass.x = data_of<T>(rows);
+      pass.ld_x = pitch_of(rows);
       pass.depth = static_cast<int>(chain.size());
       for (size_t l = 0; l < chain.size(); ++l) {
         const Tensor w = rows_of(weights[l]), b = contiguous(biases[l]);
@@ -270,11 +273,8 @@ Tensor forward_on_cuda(const Tensor& x, const Network& network, Kept* kept) {
     for (size_t l = 0; l < depth; ++l) {
       wanted.push_back(summations[l].defined() ? summations[l] : l + 1 < depth ? outputs[l] : Tensor());
     }
-    with_narrow<cuda::NarrowForward>(x, sizes, network.weights, network.biases, network.chain, wanted, [&](auto& g) {
+    with_narrow<cuda::NarrowForward>(in, sizes, network.weights, network.biases, network.chain, wanted, [&](auto& g) {
       using T = std::remove_pointer_t<decltype(g.y)>;
-      g.batch = batch;
-      g.x = data_of<T>(in);
-      g.ld_x = pitch_of(in);
       g.y = data_of<T>(last);
       g.ld_y = pitch_of(last);
       call.check(cuda::narrow_forward(g, cuda::device_of(x.device().index()), call.stream()), "narrow_forward");
@@ -326,13 +326,10 @@ Tensors backward_on_cuda(const Tensor& dy, const Tensor& x, c10::IntArrayRef siz
   if (complete && is_narrow(dy, sizes)) {
     Tensors operands = weights;
     if (!weights[0].defined()) operands[0] = dw(0);  // where dx is not wanted, any numbers
-    const Tensor rows = rows_of(x), top = rows_of(dy);
+    const Tensor top = rows_of(dy);
     if (needs.x) gradients[0] = shaped_like(dy, sizes[0]);
-    with_narrow<cuda::NarrowBackward>(dy, sizes, operands, Tensors(depth), chain, read, [&](auto& g) {
+    with_narrow<cuda::NarrowBackward>(rows_of(x), sizes, operands, Tensors(depth), chain, read, [&](auto& g) {
       using T = std::remove_pointer_t<decltype(g.dx)>;
-      g.batch = batch;
-      g.x = data_of<T>(rows);
-      g.ld_x = pitch_of(rows);
       g.dy = data_of<T>(top);
       g.ld_dy = pitch_of(top);
       g.dx = data_of<T>(gradients[0]);
