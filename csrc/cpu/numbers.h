@@ -52,29 +52,39 @@ struct Numbers<T, T> {
   static constexpr int64_t activated_room(int64_t, int64_t) { return 0; }
   void pack_activated(const LayerSpec& spec, Matrix<const T> s, int64_t k, int64_t n, int64_t panel, T* packed,
                       T*) const {
-    for (int64_t j = 0; j < n; j += panel) {
-      const Map<T> map{k,       std::min(panel, n - j), s.data + j, s.rs, packed + j * k, panel, nullptr, 0,
-                       nullptr, spec.parameters};
+    const auto activate = [&](int64_t rows, int64_t columns, const T* from, T* to, int64_t ld) {
+      const Map<T> map{rows, columns, from, s.rs, to, ld, nullptr, 0, nullptr, spec.parameters};
       kernels.activate[static_cast<int>(spec.activation)](map);
+    };
+    if (is_narrow(n, s.rs)) {
+      T room[Tile::MOST_ELEMENTS];
+      const int64_t most = Tile::MOST_ELEMENTS / n;
+      for (int64_t i = 0; i < k; i += most) {
+        const int64_t rows = std::min(most, k - i);
+        activate(rows, n, s.data + i * n, room, n);
+        copy_rows<T>({room, n, 1}, rows, n, packed + i * panel, panel);
+      }
+      return;
     }
+    for (int64_t j = 0; j < n; j += panel) activate(k, std::min(panel, n - j), s.data + j, packed + j * k, panel);
   }
 
   // s = g and x = f(s), from column `first` on; `next` has x where nobody keeps it. `w`: rows of the weight for `dot`.
   void activated(Gemm<T>& g, const T* w, const LayerSpec& spec, int64_t first, Matrix<T> s, Matrix<T> x, Matrix<T> next,
                  Sums<T>) const {
     const Matrix<T>& out = x.data ? x : next;
-    const auto multiply = [&] {
+    const auto multiply_by_w = [&] {
       if (w) {
         g.b = w;
         kernels.dot(g);
       } else {
-        kernels.gemm(g);
+        multiply(g);
       }
     };
-    if (is_narrow(g.n, out.rs) && (!s.data || is_narrow(g.n, s.rs)) && spec.activation != Activation::Identity) {
+    if (is_narrow(g.n, out.rs) && (!s.data || is_narrow(g.n, s.rs))) {
       g.c = s.data ? s.data : out.data;
       g.ldc = g.n;
-      multiply();
+      multiply_by_w();
       kernels.activate[static_cast<int>(spec.activation)](
           {g.m, g.n, g.c, g.n, out.data, g.n, nullptr, 0, nullptr, spec.parameters});
       return;
@@ -86,12 +96,20 @@ struct Numbers<T, T> {
     g.ldx = out.rs;
     g.c = s.data ? s.data + first : g.x;
     g.ldc = s.data ? s.rs : g.ldx;
-    multiply();
+    multiply_by_w();
+  }
+
+  // A layer of one input and one output multiplies its rows by one number, which fills no tile.
+  void multiply(const Gemm<T>& g) const {
+    if (g.n != 1 || g.k != 1 || g.after != After::Nothing) return kernels.gemm(g);
+    for (int64_t i = 0; i < g.m; ++i) {
+      g.c[i * g.ldc] = g.a.data[i * g.a.rs] * g.b[0] + (g.init ? g.init[i * g.ld_init] : T(0));
+    }
   }
 
   // Whether columns are fewer than a vector has, in rows that adjoin: their activations take a sweep of their own, over
   // whole vectors, as the tile of a product would leave most of each vector empty.
-  bool is_narrow(int64_t columns, int64_t rs) const { return columns < tile().width && rs == columns; }
+  bool is_narrow(int64_t columns, int64_t rs) const { return 0 < columns && columns < tile().width && rs == columns; }
 
   // Whether `differentiated` needs sums: where ds takes the place of what f' is read from, they may not lie there.
   static bool is_same(Matrix<const T> saved, Matrix<const T> ds) { return ds.data && ds.data == saved.data; }
@@ -105,7 +123,7 @@ struct Numbers<T, T> {
     if (is_narrow(g.n, ds.rs) && (!saved.data || is_narrow(g.n, saved.rs))) {
       g.c = same ? sums.data : ds.data;
       g.ldc = g.n;
-      kernels.gemm(g);
+      multiply(g);
       kernels.differentiate[static_cast<int>(spec.activation)](
           {g.m, g.n, g.c, g.n, ds.data, g.n, saved.data ? saved.data : g.c, g.n, db, spec.parameters});
       return;
@@ -133,7 +151,7 @@ struct Numbers<T, T> {
     g.ldc = out.rs;
     g.init = first ? nullptr : g.c;
     g.ld_init = g.ldc;
-    kernels.gemm(g);
+    multiply(g);
   }
 
   // The same for a sum that an optimiser takes from `sums`, or tile by tile where it needs no more than one block: from
