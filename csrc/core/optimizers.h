@@ -94,7 +94,8 @@ struct Adam {
     state[1] = state[1] - state[1] * c.value[TAKE2] + g * g * c.value[TAKE2];
     V second = state[1];
     if constexpr (LIVE > LEAST) second = state[2] = where(state[2] - second > 0.0, state[2], second);
-    return w * c.value[SHRINK] - state[0] * c.value[STEP] / (sqrt(second) * c.value[ROOT] + c.value[SMALL]);
+    // lr is what is divided: a unit that has died leaves denormal m behind, which processors divide slowly.
+    return w * c.value[SHRINK] - state[0] * (V::of(c.value[STEP]) / (sqrt(second) * c.value[ROOT] + c.value[SMALL]));
   }
   enum { SIGN, DECAY, SHRINK, TAKE1, TAKE2, STEP, ROOT, SMALL };  // coefficients
 };
