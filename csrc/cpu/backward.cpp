@@ -213,7 +213,11 @@ class BackwardRun {
   };
   Share share_of_dw(int l, int64_t t) const {
     const LayerSpec& spec = pass_.layers[l].spec;
-    if (owns_columns(l) || spec.in >= spec.out) return {{0, spec.out}, columns_of(l, t)};
+    // A weight that is updated here, and larger than x, stays with the threads that pack its rows in the next forward
+    // pass.
+    const bool rows =
+        descends(l) && !has_product(l) && spec.out > pass_.batch && spec.out >= plan_.threads * numbers_.tile().mr;
+    if (!rows && (owns_columns(l) || spec.in >= spec.out)) return {{0, spec.out}, columns_of(l, t)};
     return {part(spec.out, 1, t, plan_.threads), {0, spec.in}};
   }
   struct GradientRoom {

@@ -2,20 +2,23 @@
 // Included inside the anonymous namespace of an ISA file, after value.inl.
 
 template <class T, class O, int LIVE>
-void update(const Update<T>& g) {
+void update(const Update<T>& given) {
   constexpr int W = WIDTH<T>;
+  const Update<T> g = given;  // in registers, as no store can change it
   const Coefficients c = g.coefficients;
   for (int64_t i = 0; i < g.rows; ++i) {
     const T* dw = g.dw + i * g.ld_dw;
-    T* w = g.w + i * g.ld_w;
+    T *w = g.w + i * g.ld_w, *states[MAX_STATES] = {};
+    PYPERC_UNROLL
+    for (int s = 0; s < LIVE; ++s) states[s] = g.state[s] + i * g.ld_state;
     const auto one = [&](auto read, auto write, int64_t j) __attribute__((always_inline)) {
       const Value<T> zero(Vector<T>{});
       Value<T> state[] = {zero, zero, zero};
       PYPERC_UNROLL
-      for (int s = 0; s < LIVE; ++s) state[s] = Value<T>(read(g.state[s] + i * g.ld_state + j));
+      for (int s = 0; s < LIVE; ++s) state[s] = Value<T>(read(states[s] + j));
       const Value<T> after = O::template update<LIVE>(Value<T>(read(w + j)), Value<T>(read(dw + j)), state, c);
       PYPERC_UNROLL
-      for (int s = 0; s < LIVE; ++s) write(g.state[s] + i * g.ld_state + j, state[s].v);
+      for (int s = 0; s < LIVE; ++s) write(states[s] + j, state[s].v);
       write(w + j, after.v);
     };
     int64_t j = 0;
