@@ -274,17 +274,25 @@ void strip(const Gemm<E>& g, const MicrokernelTable<E>& table, const Block<E>& b
 
 // A block of a whose columns are contiguous, tile by tile, so that the microkernel reads one stream:
 // tile 0: a(0..13, 0), a(0..13, 1), ...; tile 1: ...
+// Some columns at a time, as many as stay in the first-level cache where they lie a power of two apart, so that the
+// tiles share each line, and the lines of later ones fetched meanwhile.
 template <class E>
 void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
   constexpr int W = WIDTH<Sum<E>>;
+  constexpr int64_t AT_ONCE = 8, AHEAD = 16;
   const Tiles tiles(m, MR);
-  for (int64_t t = 0; t < tiles.count; ++t) {
-    const E* from = a + tiles.begin(t);
-    const int rows = tiles.rows(t);
-    for (int64_t p = 0; p < k; ++p, from += cs, packed += rows) {
-      int i = 0;
-      for (; i + W <= rows; i += W) store(packed + i, load(from + i));
-      if (i < rows) store_partial(packed + i, load_partial(from + i, rows - i), rows - i);
+  for (int64_t first = 0; first < k; first += AT_ONCE) {
+    const int64_t last = first + AT_ONCE < k ? first + AT_ONCE : k;
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      const int rows = tiles.rows(t);
+      const E* from = a + first * cs + tiles.begin(t);
+      E* to = packed + tiles.begin(t) * k + first * rows;
+      for (int64_t p = first; p < last; ++p, from += cs, to += rows) {
+        __builtin_prefetch(from + AHEAD * cs, 0, 2);
+        int i = 0;
+        for (; i + W <= rows; i += W) store(to + i, load(from + i));
+        if (i < rows) store_partial(to + i, load_partial(from + i, rows - i), rows - i);
+      }
     }
   }
 }
@@ -434,17 +442,35 @@ void pack_transposed(const T* b, int64_t cs, int64_t k, int64_t columns, int64_t
   }
 }
 
+// Panels of contiguous rows, a few side by side, so that a row's page is visited once for all of them.
+template <class T>
+void pack_rows(const T* b, int64_t rs, int64_t k, int64_t panels, int64_t panel, T* packed) {
+  constexpr int64_t AHEAD = 16;
+  for (int64_t p = 0; p < k; ++p, b += rs) {
+    const T* from = b;
+    for (int64_t q = 0; q < panels; ++q, from += panel) {
+      T* to = packed + (q * k + p) * panel;
+      for (int64_t i = 0; i < panel; i += WIDTH<T>) {
+        __builtin_prefetch(from + i + AHEAD * rs, 0, 2);
+        store(to + i, load(from + i));
+      }
+    }
+  }
+}
+
 template <class T>
 void pack(Matrix<const T> b, int64_t k, int64_t n, int64_t panel, T* packed) {
-  for (int64_t j = 0; j < n; j += panel, packed += k * panel) {
+  constexpr int64_t PANELS = 4;
+  for (int64_t j = 0, taken; j < n; j += taken, packed += k * taken) {
     const int64_t columns = n - j < panel ? n - j : panel;
     const T* from = b.data + j * b.cs;
+    taken = panel;
     if (b.rs == 1 && b.cs != 1) {
       pack_transposed(from, b.cs, k, columns, panel, packed);
     } else if (b.cs == 1 && columns == panel) {
-      for (int64_t p = 0; p < k; ++p) {
-        for (int64_t i = 0; i < columns; i += WIDTH<T>) store(packed + p * panel + i, load(from + p * b.rs + i));
-      }
+      const int64_t whole = (n - j) / panel, panels = whole < PANELS ? whole : PANELS;
+      pack_rows(from, b.rs, k, panels, panel, packed);
+      taken = panels * panel;
     } else {
       for (int64_t p = 0; p < k; ++p) {
         for (int64_t i = 0; i < columns; ++i) packed[p * panel + i] = from[p * b.rs + i * b.cs];
