@@ -157,8 +157,7 @@ class BackwardRun {
   // ds(l) as the left operand of dx = ds w: where it lies, or made into operands for a chunk of rows.
   bool reads_ds(int l) const {
     const Matrix<S> m = ds_[l].data ? ds_[l] : Matrix<S>{nullptr, ld_ds(l), 1};
-    const bool collides = m.rs * static_cast<int64_t>(sizeof(S)) % 4096 == 0 && m.rs != 0;
-    return numbers_.is_operand({m.data, m.rs, m.cs}, pass_.layers[l].spec.out) && !collides;
+    return numbers_.is_operand({m.data, m.rs, m.cs}, pass_.layers[l].spec.out);
   }
 
   // What a thread needs for a product of at most that many rows and columns.
@@ -205,9 +204,12 @@ class BackwardRun {
     }
   }
 
-  // The batch in blocks of so many operands, so that x is packed where it is read from again: half a cache block of the
-  // product, as a whole one would hold more memory than plain torch.
+  // x is packed where it is read from again, in blocks of the batch: half of it at most, as the whole would hold more
+  // memory than plain torch, and what fills a cache block of the product.
   int64_t packed_depth() const { return numbers_.kc() / 2; }
+  int64_t packed_blocks(int64_t k) const {
+    return k <= packed_depth() ? 1 : std::max<int64_t>(2, (k + numbers_.kc() - 1) / numbers_.kc());
+  }
   struct Share {
     Range outs, ins;
   };
@@ -231,7 +233,7 @@ class BackwardRun {
       const Numbers<S, E>& numbers = run.numbers_;
       const int64_t outs = share.outs.size(), k = operands<E>(m);
       const Weights whole(numbers, layer.x, outs, m, columns);
-      blocks = whole.panel ? (k + run.packed_depth() - 1) / run.packed_depth() : 1;
+      blocks = whole.panel ? run.packed_blocks(k) : 1;
       const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
       const bool near = run.turned_ds_is_near(l);
       const int64_t unit = whole.unit(numbers.tile());
@@ -324,7 +326,7 @@ class BackwardRun {
   }
 
   // f(arena) with the thread's own scratch memory, the same for whatever it does next: on its stack where that will do.
-  static constexpr size_t ON_STACK = 64 * 1024;
+  static constexpr size_t ON_STACK = 256 * 1024;
   template <class F>
   void with_scratch(int64_t t, F f) const {
     if (scratch_) {
@@ -558,15 +560,15 @@ class BackwardRun {
     const int64_t rows = by_chunk ? plan_.chunk : pass_.batch;
     const Weights all = columns_of_weight(l, rows, {0, spec.out}, {0, share.size()});
     if (all.panel == 0) return {rows, share.size(), spec.out, 0};
-    // ds(l-1) in the place of x(l-1) leaves room for it; beside dx there is little. Where dw is made beside the packed
-    // columns, they share the room with the sums of as many.
-    const int64_t on_stack = int64_t{ON_STACK} / (all.panel * static_cast<int64_t>(sizeof(E)));
-    const bool at_once = !DIRECT || l > 0 || by_chunk || descends(l);
-    const int64_t depth = at_once ? spec.out : std::min(spec.out, on_stack);
+    // ds(l-1) in the place of x(l-1) leaves room for it, and so does a dw that nobody wants; beside dx there is little.
+    // Where dw is made beside the packed columns, they share the room with the sums of as many.
+    const bool roomy = l > 0 || !has_dw(l);
+    const bool at_once = !DIRECT || roomy || by_chunk || descends(l);
+    const int64_t depth = at_once ? spec.out : std::min(spec.out, packed_depth());
     const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
     int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{ON_STACK};  // rows are copied for each
-    if (l > 0) bytes = (input / 2 + thresholds().packed_bytes) / plan_.threads;
+    if (roomy) bytes = (input / 2 + thresholds().packed_bytes) / plan_.threads;
     if (descends(l)) bytes = plan_.block_bytes;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
     const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);
