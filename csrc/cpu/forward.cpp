@@ -145,14 +145,13 @@ class ForwardRun {
     const Matrix<S>& x = pass_.layers[l - 1].x;
     return {x.data, x.rs, x.cs};
   }
-  // Whether the kernels read it there: not where rows share cache sets.
+  // Whether the kernels read it there.
   bool in_place(int l) const {
     const Matrix<const S> x = stored(l);
     if (!x.data) return false;
     if (numbers_.DIRECT && l > 0) return true;  // a buffer of our own, padded
     if (numbers_.DIRECT && x.rs == 1 && x.cs != 1) return !dots(l);
-    const bool collides = x.rs * static_cast<int64_t>(sizeof(S)) % 4096 == 0 && !dots(l);
-    return numbers_.is_operand(x, pass_.layers[l].spec.in) && !collides;
+    return numbers_.is_operand(x, pass_.layers[l].spec.in);
   }
   static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }
   Matrix<E> buffer(int l, int64_t t, int64_t i) const {
