@@ -46,9 +46,6 @@ class StepRun {
         backward_(step.depth),
         descents_(step.depth),
         updates_w_(!NARROW && !std::isfinite(step.max_norm) && step.batch.size > 0) {
-    const int64_t inputs = step.layers[0].spec.in, outputs = step.layers[step.depth - 1].spec.out;
-    threads_ = static_cast<int>(
-        std::clamp<int64_t>(batch_.size * (inputs + outputs) / ELEMENTS_PER_THREAD, 1, parallel.threads));
     lowest_ = step.depth;
     for (int l = step.depth - 1, end = step.depth; l >= 0; --l) {
       const StepLayer<S>& layer = step.layers[l];
@@ -66,7 +63,7 @@ class StepRun {
     StepResult result{Outcome::Done, 0, std::numeric_limits<double>::quiet_NaN(), kept_, 0};
     if (!take_targets(result)) return result;
     if (gathered_.data) {
-      run(parallel_, threads_, [&](int64_t t) { gather_x(t, part(batch_.size, 1, t, threads_)); });
+      by_rows(step_.layers[0].spec.in, [&](int64_t t, Range rows) { gather_x(t, rows); });
     }
     for (const Segment& segment : segments_) {
       forward(kernels_, plan(Pass::Forward, segment), forward_of(segment), parallel_, memory_);
@@ -96,7 +93,17 @@ class StepRun {
 
  private:
   // A parallel region costs a few microseconds, the time of about this many elements on one thread.
-  static constexpr int64_t ELEMENTS_PER_THREAD = int64_t{1} << 15;
+  static constexpr int MOST_THREADS = 256;
+  static constexpr int64_t ELEMENTS_PER_THREAD = int64_t{1} << 14;
+  int64_t threads_for(int64_t elements) const {
+    return std::clamp<int64_t>(elements / ELEMENTS_PER_THREAD, 1, std::min(parallel_.threads, MOST_THREADS));
+  }
+  // f(t, rows) for each thread's rows of the batch, which have so many columns.
+  template <class F>
+  void by_rows(int64_t columns, F f) const {
+    const int64_t threads = threads_for(batch_.size * columns);
+    run(parallel_, threads, [&](int64_t t) { f(t, part(batch_.size, 1, t, threads)); });
+  }
 
   bool gathers_x() const { return batch_.order || batch_.scale || batch_.stored != STORED; }
 
@@ -286,7 +293,6 @@ class StepRun {
   }
 
   void gather_x(int64_t t, Range rows) const {
-    if (rows.size() == 0) return;
     constexpr size_t BYTES[] = {4, 8, 1, 2};
     const auto gather = [&](int64_t i, int64_t count, T* to, int64_t ld) {
       const char* from = static_cast<const char*>(batch_.x);
@@ -311,8 +317,7 @@ class StepRun {
       const StepLayer<S>& layer = step_.layers[l];
       const Matrix<S>& x = forward_[l].x;
       const double p = layer.dropout;
-      run(parallel_, threads_, [&](int64_t t) {
-        const Range rows = part(batch_.size, 1, t, threads_);
+      by_rows(layer.spec.out, [&](int64_t, Range rows) {
         kernels_.dropout({rows.begin, rows.size(), layer.spec.out, x.data + rows.begin * x.rs, x.rs,
                           dx ? dx + rows.begin * ld_dx : nullptr, ld_dx, step_.seed, static_cast<uint64_t>(l),
                           static_cast<uint32_t>(std::min(p * 0x1p32, 0x1p32 - 1)),
@@ -327,9 +332,7 @@ class StepRun {
     const Matrix<S>& s = forward_[step_.depth - 1].x;
     const int64_t outputs = step_.layers[step_.depth - 1].spec.out;
     double sums[MOST_THREADS] = {};
-    const int threads = std::min(threads_, MOST_THREADS);
-    run(parallel_, threads, [&](int64_t t) {
-      const Range rows = part(batch_.size, 1, t, threads);
+    by_rows(outputs, [&](int64_t t, Range rows) {
       S *const from = s.data + rows.begin * s.rs, *const to = dy_.data + rows.begin * dy_.rs;
       LossBlock<T> block{};
       block.rows = rows.size();
@@ -359,7 +362,7 @@ class StepRun {
       sums[t] = block.sum;
     });
     double sum = 0;
-    for (int t = 0; t < threads; ++t) sum += sums[t];
+    for (const double of_thread : sums) sum += of_thread;
     return sum * scale_;
   }
 
@@ -397,7 +400,7 @@ class StepRun {
   void update(double clip) {
     each_parameter([&](const Trained<S>& w, const S* gradient, int64_t rows, int64_t columns) {
       const Descent<T> descent = descent_of(w, rows, columns, clip);
-      const int64_t threads = std::clamp<int64_t>(rows * columns / ELEMENTS_PER_THREAD, 1, parallel_.threads);
+      const int64_t threads = threads_for(rows * columns);
       run(parallel_, threads, [&](int64_t t) {
         each_row(t, gradient, part(rows, 1, t, threads), columns,
                  [&](int64_t i, int64_t count, const T* dw, int64_t ld) {
@@ -409,8 +412,6 @@ class StepRun {
       });
     });
   }
-
-  static constexpr int MOST_THREADS = 256;
 
   const KernelsOf<S>& kernels_;
   const Kernels<T>& wide_;
@@ -437,7 +438,7 @@ class StepRun {
   double clip_ = 0;
   Coefficients coefficients_{};
   double scale_ = 1;
-  int threads_ = 1, lowest_ = 0;
+  int lowest_ = 0;
 };
 
 }  // namespace
