@@ -43,7 +43,9 @@ enum class Pass { Forward, Backward };
 //                    activations or more: 32 x 4096 -> 4096 takes 6 ms against 28, as it is read from memory once and
 //                    not written there; 256 x [512]*5 takes 1.33 ms against 1.49.
 // block_bytes        of packed columns, for each thread, and down to half of that beside few activations: 1024 x
-//                    [1024]*4 goes forward in 15.9 ms with 1 MB, 16.0 with 512 KB and 16.2 with 256.
+//                    [1024]*4 goes forward in 15.9 ms with 1 MB, 16.0 with 512 KB and 16.2 with 256. Beside very many
+//                    it is more, as they are read from memory for each block: 4096 cubed runs at 82% of the peak with
+//                    2 MB, at 74% with 512 KB.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
