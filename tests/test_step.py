@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from steps import F32, F64, Loop, batches, network, prepared, run_both, same, same_parameters, target
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyperc
 from pyperc import _C
@@ -359,6 +360,33 @@ def test_gradients_of_the_user_are_left_alone(engine: str) -> None:
         assert p.grad is grad
         assert torch.equal(grad, value)
     assert all(p._version > version for p, version in zip(model.parameters(), versions, strict=True))
+
+
+class Recorded(TorchDispatchMode):
+    """The names of the operations that are called within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten":
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_autograd_takes_the_operations_of_the_loop_and_no_other(optimizer: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    loop, step = Loop(model, optimizer), pyperc.TrainStep(model, optimizer=optimizer)
+    (batch,) = batches(rows=[6], dtype=F32)
+    called: list[list[str]] = []
+    for run in (step, loop):
+        run(*batch)  # makes the optimizer's state
+        with Recorded() as recorded:
+            run(*batch)
+        called.append(recorded.names)
+    assert called[0] == called[1]
 
 
 def test_a_graph_from_before_a_step_is_refused(engine: str) -> None:

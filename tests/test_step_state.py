@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import threading
 from collections.abc import Callable
@@ -12,13 +13,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from steps import F32, F64, OPTIMIZERS, Loop, batches, network, prepared, run_both, same, same_parameters, same_state
+from steps import (
+    F32,
+    F64,
+    OPTIMIZERS,
+    Loop,
+    batches,
+    network,
+    ordinary,
+    prepared,
+    run_both,
+    same,
+    same_parameters,
+    same_state,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils import flop_counter
 
 import pyperc
-from pyperc.step import graphed
+from pyperc.step import graphed, train_step
+from pyperc.step.native import Native
 
 STATES = [
     ("sgd", {"lr": 0.1}),
@@ -392,6 +407,89 @@ def test_what_changes_between_two_steps(change: str) -> None:
     same_parameters(step, loop)
 
 
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What came of each attempt to bind the native engine."""
+    made: list[str] = []
+
+    class Counted(Native):
+        def __init__(self, *args: Any) -> None:
+            made.append("refused")
+            super().__init__(*args)
+            made[-1] = "bound"
+
+    monkeypatch.setattr(train_step, "Native", Counted)
+    return made
+
+
+class Straight(nn.Module):
+    """A block once it is fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 4, dtype=F64), nn.LayerNorm(4, dtype=F64), nn.Linear(4, 3, dtype=F64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.norm(torch.tanh(self.a(x)))))
+
+
+REFUSED: dict[str, Callable[[], nn.Module]] = {
+    "a layer": with_layer_norm,
+    "a layer of a layer": lambda: nn.Sequential(
+        nn.Sequential(nn.Sequential(*with_layer_norm()[:2])), nn.Linear(4, 3, dtype=F64)
+    ),
+    "a layer of a block": lambda: pyperc.fuse(Straight()),
+    "a module of the user": Residual,
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_is_refused_for_a_layer_is_not_tried_again(refused: str, attempts: list[str]) -> None:
+    model = REFUSED[refused]()
+    loop, step = Loop(model, lr=0.1), pyperc.TrainStep(model, lr=0.1)
+    run_both(step, loop, batches())
+    assert attempts == ["refused"]
+    for other in (copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
+        same(other(*batches()[0]).isfinite(), torch.tensor(True))
+    assert attempts == ["refused"] * 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer"), [(F.cross_entropy, "rmsprop"), (lambda s, y: F.cross_entropy(s, y), "sgd")]
+)
+def test_what_is_refused_for_good_is_not_tried_again(loss: Any, optimizer: str, attempts: list[str]) -> None:
+    model = network()
+    given = torch.optim.RMSprop(model.parameters()) if optimizer == "rmsprop" else optimizer
+    step = pyperc.TrainStep(model, loss, given)
+    for x, y in batches():
+        step(x, y)
+    assert attempts == ["refused"]
+
+
+REPLACED: dict[str, Callable[[nn.Sequential], object]] = {
+    "the layer": lambda m: setattr(m[0], "1", nn.Tanh()),
+    "its container": lambda m: setattr(m, "0", nn.Sequential(m[0][0], nn.Tanh())),
+    "one layer less": lambda m: m[0].pop(1),
+    "its type": lambda m: setattr(m[0][1], "__class__", nn.Tanh),
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_a_refused_layer_that_goes_and_comes_back(replaced: str, attempts: list[str]) -> None:
+    model = nn.Sequential(with_layer_norm()[:2], nn.Linear(4, 3, dtype=F64))
+    options = {"params": lambda m: [*m[0][0].parameters(), *m[1].parameters()]}
+    loop, step = Loop(model, lr=0.1, **options), pyperc.TrainStep(model, lr=0.1, params=options["params"](model))
+    run_both(step, loop, batches())
+    for net in (model, loop.model):
+        REPLACED[replaced](net)
+    run_both(step, loop, batches())
+    assert attempts == ["refused", "bound"]
+    for net in (model, loop.model):
+        net[0].append(nn.LayerNorm(4, dtype=F64))
+    run_both(step, loop, batches())
+    assert attempts == ["refused", "bound", "refused"]
+
+
 def test_momentum_that_comes_later() -> None:
     model = network()
     loop, step = Loop(model, lr=0.1), pyperc.TrainStep(model, lr=0.1)
@@ -491,6 +589,38 @@ def test_explain_names_the_engine(engine: str) -> None:
         assert [layer.call for layer in explanation.layers] == ["fused"] * 3
     assert step.steps == 0
     assert repr(step) == "TrainStep(MLP, cross_entropy, SGD, steps=0)"
+
+
+def test_explain_leaves_the_step_as_it_is(engine: str, attempts: list[str]) -> None:
+    step = pyperc.TrainStep(prepared(network(), engine), optimizer="adam", clip_grad_norm=1.0)
+    (x, y), *_ = batches()
+    for _ in range(3):
+        step(x, y)
+    norm, before = step.grad_norm, len(attempts)
+    assert norm > 0
+    assert step.explain(x).engine == step.engine == engine
+    assert step.grad_norm == norm
+    step(x, y)
+    assert step.steps == 4
+    if engine == "native":  # two questions, and none for the step
+        assert len(attempts) == before + 2
+
+
+def test_the_norm_is_that_of_the_last_step() -> None:
+    model = network()
+    loop, step = Loop(model, clip=0.1, lr=0.1), pyperc.TrainStep(model, lr=0.1, clip_grad_norm=0.1)
+    (x, y), *_ = batches()
+    assert math.isnan(step.grad_norm)
+    for hook in (None, ordinary, None):
+        handle = hook and model.register_forward_hook(hook)
+        run_both(step, loop, [(x, y)])
+        norm = step.grad_norm
+        assert norm > 0
+        assert copy.deepcopy(step).grad_norm == step.grad_norm == norm  # a copy has no native engine
+        if handle is not None:
+            handle.remove()
+        assert step.engine == "native" or handle is None
+        assert step.grad_norm == norm
 
 
 class Recorder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +38,8 @@ class Reading:
 
     def __call__(self, x: Any) -> Any:
         if isinstance(x, Tensor):
-            x = x.detach()
+            if x.requires_grad:
+                x = x.detach()
             if x.dtype in (torch.uint8, torch.float32, torch.float64):
                 x = x.to(self.dtype)
         return self.model(x if self.plain else x * self.scale + self.shift)
@@ -59,18 +61,20 @@ class Autograd:
     ) -> None:
         self.model, self.objective, self.optimizer, self.masters = model, objective, optimizer, masters
         self.clip_grad_norm, self.raises = clip_grad_norm, raises
-        self.norm: Tensor | None = None
+        self.norm: float | Tensor = math.nan  # of the last step
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters of the groups that want a gradient; where there is a master, not that."""
-        parameter_of = {master: parameter for parameter, master in self.masters.of.items()}
-        held = (parameter_of.get(p, p) for group in self.optimizer.param_groups for p in group["params"])
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.masters.of:
+            parameter_of = {master: parameter for parameter, master in self.masters.of.items()}
+            held = [parameter_of.get(p, p) for p in held]
         return [p for p in held if p.requires_grad]
 
     def step(self, x: Any, y: Any, weight: Tensor | None, number: int) -> Tensor:
         trained = self.trained()
-        updated = [self.masters.of.get(p, p) for p in trained]
-        held = [(p, p.grad) for p in {*trained, *updated}]
+        updated = [self.masters.of.get(p, p) for p in trained] if self.masters.of else trained
+        held = [(p, p.grad) for p in (trained if updated is trained else {*trained, *updated})]
         for p, _ in held:
             p.grad = None
         try:
@@ -96,9 +100,9 @@ class Autograd:
         found = torch.autograd.grad(loss, trained, allow_unused=True) if trained else ()
         return loss.detach(), {p: g for p, g in zip(trained, found, strict=True) if g is not None}
 
-    @torch.enable_grad()
     def _loss(self, x: Any, y: Any, weight: Tensor | None) -> Tensor:
-        return self.objective(self.model(x), y, weight)
+        with torch.enable_grad():
+            return self.objective(self.model(x), y, weight)
 
     def release(self) -> None:
         pass

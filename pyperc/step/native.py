@@ -54,9 +54,9 @@ class Native:
             raise NotNative(f"the model is on {other.model.device}")
         objective, optimizer = other.objective, other.optimizer
         if not objective.name:
-            raise NotNative("the loss is a function")
-        network = Network(other.model.model)
+            raise NotNative("the loss is a function", lambda: True)
         kind = _kind(optimizer)
+        network = Network(other.model.model)
         # As torch's schedulers ask, who look whether the optimizer has stepped before them.
         optimizer._opt_called = True  # type: ignore[attr-defined]
         self.state, self.names = optimizer.state, STATES[kind]
@@ -99,7 +99,7 @@ class Native:
                 self.step.set_input(_per_feature(other.model.scale, first), _per_feature(other.model.shift, first))
         except (TypeError, ValueError) as refusal:
             raise NotNative(str(refusal)) from None
-        self.step.steps = steps
+        self.step.steps = self.begin = steps
         self.written = {p for p in self.held if p in self.state}
 
     def gradients(self, x: Any, y: Any, weight: Tensor | None) -> tuple[Tensor, dict[nn.Parameter, Tensor]] | None:
@@ -139,7 +139,7 @@ class Native:
 
 def _kind(optimizer: Optimizer) -> str:
     if type(optimizer) not in _KINDS:
-        raise NotNative(f"{type(optimizer).__name__} is not one of SGD, Adam and AdamW")
+        raise NotNative(f"{type(optimizer).__name__} is not one of SGD, Adam and AdamW", lambda: True)
     decoupled = {group.get("decoupled_weight_decay", False) for group in optimizer.param_groups}
     if len(decoupled) > 1 or any(group["differentiable"] for group in optimizer.param_groups):
         raise NotNative("a group of the optimizer is differentiable, or only some have decoupled weight decay")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pyperc.activation import MODULE_TYPES
 from pyperc.blocks import Block
 from pyperc.nn import Sequential
-from pyperc.runs import GLOBAL_HOOKS, HOOKS, hangs_on, ordinary_because, stretch_from
+from pyperc.runs import GLOBAL_HOOKS, HOOKS, LINEAR_TYPES, hangs_on, ordinary_because, stretch_from
 
 if TYPE_CHECKING:
     from pyperc.activation import Resolved
 
 _CONTAINERS = (Sequential.forward, nn.Sequential.forward)
+_LAYERS = {*LINEAR_TYPES, *MODULE_TYPES, nn.Dropout}
 
 
 class NotNative(Exception):  # noqa: N818
-    """Why the native engine does not take a step."""
+    """Why the native engine does not take a step. Where `holds` returns True, another attempt would be refused too."""
+
+    def __init__(self, reason: str, holds: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(reason)
+        self.holds = holds
 
 
 class Network:
@@ -29,6 +35,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.linears: list[nn.Linear] = []
         self.layers: list[Resolved] = []
         self.dropout: list[float] = []
@@ -66,7 +73,7 @@ class Network:
             if not segment:
                 raise NotNative("a Dropout follows no layer, or none follows it")
             reason = ordinary_because(segment[stop]) or "an activation that follows no linear layer"
-            raise NotNative(f"of {type(segment[stop]).__name__}: {reason}")
+            raise NotNative(f"of {type(segment[stop]).__name__}: {reason}", _foreign(self.model, segment[stop]))
         self.linears += stretch.linears
         self.layers += stretch.layers
         self.dropout += [0.0] * (len(stretch.linears) - 1) + [dropout]
@@ -77,20 +84,17 @@ class Network:
         if reason is not None:
             raise NotNative(f"{type(module).__name__} {reason}")
         self._watch(module)
-        children: dict[str, Any]
-        if isinstance(module, nn.Sequential) and type(module).forward in _CONTAINERS:
-            children = module._modules
-        elif isinstance(module, Block) and (line := module.line()) is not None and not line.hooked():
+        children = _children(module)
+        if children is None:
+            self._watch_attributes(module)
+            yield module
+            return
+        if isinstance(module, Block) and (line := module.line()) is not None:
             for family, _ in line.families:
                 self._watch_children(family)
             for passed, _, _ in line.passed:
                 self._watch(passed)
                 self._watch_attributes(passed)
-            children = line.container._modules
-        else:
-            self._watch_attributes(module)
-            yield module
-            return
         self._watch_children(children)
         for child in children.values():
             if child is None:
@@ -112,3 +116,39 @@ class Network:
         state = module.__dict__
         own = [name for name in state if name[0] != "_" and (name != "training" or type(module) is nn.Dropout)]
         self.watched += [(state, name, state[name]) for name in own]
+
+
+def _children(module: nn.Module) -> dict[str, Any] | None:
+    """What a container, or the line of a block, calls one after the other; None where it is a layer."""
+    if isinstance(module, nn.Sequential) and type(module).forward in _CONTAINERS:
+        return module._modules
+    if isinstance(module, Block) and (line := module.line()) is not None and not line.hooked():
+        return line.container._modules
+    return None
+
+
+def _route(module: nn.Module, layer: nn.Module) -> list[tuple[nn.Module, str]] | None:
+    """The containers on the way to a layer, each with the name of the child that leads on; None: no way."""
+    if module is layer:
+        return []
+    for name, child in (_children(module) or {}).items():
+        if child is not None and (rest := _route(child, layer)) is not None:
+            return [(module, name), *rest]
+    return None
+
+
+def _foreign(model: nn.Module, layer: nn.Module) -> Callable[[], bool]:
+    """Whether the model still calls that layer, of a type that is never fused: one look for each container."""
+    route = _route(model, layer)
+
+    def holds() -> bool:
+        if route is None or type(layer) in _LAYERS:
+            return False
+        module: Any = model
+        for container, name in route:
+            if container is not module:
+                return False
+            module = (_children(container) or {}).get(name)
+        return module is layer and _children(layer) is None
+
+    return holds

@@ -95,8 +95,10 @@ class Objective:
             _check_target(target, scores, scores.dtype, scores.shape)
         else:
             _check_target(target, scores, torch.int64, scores.shape[:-1])
-        rows = scores.reshape(-1, scores.shape[-1])
-        target = target.reshape(rows.shape if probabilities else -1)
+        rows = scores
+        if scores.dim() != 2:  # a view of the same shape would be a node of the graph
+            rows = scores.reshape(-1, scores.shape[-1])
+            target = target.reshape(rows.shape if probabilities else -1)
         of_class = None if self.weight is None else self.weight.to(scores)
 
         def loss(reduction: str) -> Tensor:

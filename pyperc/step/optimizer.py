@@ -28,19 +28,19 @@ class Masters:
         self.of = {p: nn.Parameter(p.detach().float()) for p in parameters if p.dtype in HALVES}
         self._versions = {p: p._version for p in self.of}
 
-    @torch.no_grad()
     def read(self) -> None:
         """Takes over what somebody else has written into a parameter since; what only rounds the master leaves it."""
         for parameter, master in self.of.items():
             if parameter._version != self._versions[parameter]:
-                master.copy_(master.where(master.to(parameter.dtype) == parameter, parameter.float()))
+                with torch.no_grad():
+                    master.copy_(master.where(master.to(parameter.dtype) == parameter, parameter.float()))
                 self._versions[parameter] = parameter._version
 
-    @torch.no_grad()
     def write(self) -> None:
         for parameter, master in self.of.items():
             if parameter.requires_grad:
-                parameter.copy_(master)
+                with torch.no_grad():
+                    parameter.copy_(master)
         self.written()
 
     def written(self) -> None:

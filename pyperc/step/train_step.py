@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def _never() -> bool:
+    return False
+
+
 class TrainStep:
     """One step of training, loss = step(x, y): forward, loss, backward and the update of the model's own Parameters.
 
@@ -127,6 +131,7 @@ class TrainStep:
         self.batches = 0
         self._native: Native | None = None
         self._call: Any = None  # the native call, where nothing is to be prepared before it
+        self._refused: Callable[[], bool] = _never  # whether the last refusal to bind still holds
         self._hang_on_optimizer()
 
     def __call__(self, x: Any, y: Any, weight: Tensor | None = None) -> Tensor:
@@ -230,7 +235,7 @@ class TrainStep:
                 if result is not None:
                     return result
         refusal: Exception | None = None
-        native = self._bind()
+        native = None if self._refused() else self._bind()
         if native is not None:
             try:
                 result = natively(native)
@@ -248,15 +253,16 @@ class TrainStep:
             raise refusal from None
 
     def _bind(self) -> Native | None:
-        """The native engine for the model and the optimizer as they are now; None, and the reason, where it is none."""
+        """The native engine for the model and the optimizer as they are now; None where it is none."""
         for hook in self.optimizer._optimizer_step_pre_hooks.values():
             if isinstance(hook, Handover):  # this step's, and those of others that share the optimizer
                 hook()
         try:
             self._native = Native(self._autograd, self._steps)
         except NotNative as reason:
-            self._reason = str(reason)
+            self._refused = reason.holds
             return None
+        self._refused = _never
         self._call = None if self._schedules or self._masters.of else self._native.step
         return self._native
 
@@ -265,6 +271,8 @@ class TrainStep:
         native, self._native, self._call = self._native, None, None
         if native is not None:
             native.write_state()
+            if native.step.steps > native.begin:
+                self._autograd.norm = native.step.norm
             self._steps = native.step.steps
 
     def _write_state(self) -> None:
@@ -277,7 +285,7 @@ class TrainStep:
 
     def __getstate__(self) -> dict[str, Any]:
         self._give_back()
-        return self.__dict__.copy()
+        return {**self.__dict__, "_refused": _never}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -289,8 +297,11 @@ class TrainStep:
         return self.choice()[0]
 
     def choice(self) -> tuple[str, str]:
-        """The engine's name, and why it is not the native one."""
-        return ("native", "") if self._bind() is not None else (self._autograd.name, self._reason)
+        """The engine's name, and why it is not the native one: by an attempt, of which the step keeps nothing."""
+        try:
+            return Native(self._autograd, self.steps).name, ""
+        except NotNative as reason:
+            return self._autograd.name, str(reason)
 
     @property
     def steps(self) -> int:
@@ -305,9 +316,8 @@ class TrainStep:
     @property
     def grad_norm(self) -> float:
         """The norm of the last step's gradients before they were clipped; NaN without clip_grad_norm."""
-        if self._native is not None:
-            return float(self._native.step.norm)
-        return math.nan if self._autograd.norm is None else float(self._autograd.norm)
+        native = self._native
+        return float(self._autograd.norm if native is None or native.step.steps == native.begin else native.step.norm)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, which torch's optimizer of the same kind loads as it is; with the number of steps, and
