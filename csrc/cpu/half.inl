@@ -24,13 +24,13 @@ PYPERC_INLINE Vector<float> float_of(Vector<uint32_t> x) {
 using Words = Native<uint16_t, BYTES / 2>::type;
 PYPERC_INLINE uint32_t to_lanes(uint16_t h) { return h; }
 PYPERC_INLINE uint16_t to_words(uint32_t x) { return static_cast<uint16_t>(x); }
-template <class H>
+template <class H, int SIZE = BYTES>
 PYPERC_INLINE Vector<uint32_t> to_lanes(H h) {
-  return __builtin_convertvector(h, Vector<uint32_t>);
+  return __builtin_convertvector(h, typename Native<uint32_t, SIZE>::type);
 }
-template <class V>
+template <class V, int SIZE = BYTES / 2>
 PYPERC_INLINE Words to_words(V x) {
-  return __builtin_convertvector(x, Words);
+  return __builtin_convertvector(x, typename Native<uint16_t, SIZE>::type);
 }
 PYPERC_INLINE Vector<uint32_t> load_lower(const BFloat16* p) {
   Words h;

@@ -6,5 +6,6 @@
 #include <ctime>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif

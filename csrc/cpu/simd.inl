@@ -4,8 +4,12 @@
 // Vectors are the compiler's own (GCC's and clang's vector extensions), so arithmetic is plain operators and one text
 // serves every ISA. `Value` wraps one for activations.h: argument-dependent lookup needs a class.
 
+// Of classes there are no vectors: overloads that would take one drop out.
 template <class T, int SIZE>
-struct Native {
+struct Native {};
+template <class T, int SIZE>
+  requires(SIZE > 0 && !__is_class(T))
+struct Native<T, SIZE> {
   typedef T type __attribute__((vector_size(SIZE)));
   typedef T unaligned __attribute__((vector_size(SIZE), aligned(sizeof(T)), may_alias));
 };
