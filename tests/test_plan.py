@@ -128,7 +128,7 @@ def test_the_number_of_threads_is_torchs() -> None:
         (1024, [64, 64, 64], "rows"),  # the activations outweigh the weights
         (1024, [512, 512, 512], "columns"),  # the weight weighs half of what x does
         (4096, [512, 512, 512], "rows"),
-        (8, [256, 256], "rows"),  # weights are read along their rows, without packing
+        (8, [384, 384], "rows"),  # weights are read along their rows, without packing
         (4, [1024, 1024], "columns"),
     ],
     ids=str,

@@ -32,7 +32,9 @@ enum class Pass { Forward, Backward };
 
 // The table of thresholds: name, value, reason or measurement (Zen 5, two cores, float32).
 //
-// parallel_flops     work per thread below which another thread is not woken: a parallel region costs 1.5 us.
+// parallel_flops     work per thread below which another thread is not woken: a parallel region costs 1.5 us, and
+//                    several times that while the cores have no cache in common: there 16 x [128]*4 goes forward in
+//                    14 us by one thread and in 27 by two, and 32 x [64]*4 takes a step in 14 us and in 30.
 // columns_bytes      activations of a batch up to which a forward pass shares out columns if the weights are twice what
 //                    passes between layers: 32 x 256 -> 256 takes 14 us against 17 by rows, and 21 against 40 while the
 //                    cores have no cache in common, as no thread writes what another has read.
@@ -59,7 +61,7 @@ enum class Pass { Forward, Backward };
 // packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
 //                    goes forward in two pieces and stays at plain torch's peak. Of ds that all layers keep (Tiles).
 #define PYPERC_THRESHOLDS(X)  \
-  X(parallel_flops, 500000)   \
+  X(parallel_flops, 800000)   \
   X(columns_bytes, 1 << 20)   \
   X(rows_per_thread, 6)       \
   X(gradient_rows, 128)       \
