@@ -4,6 +4,9 @@ somebody can still read."""
 from __future__ import annotations
 
 import itertools
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +57,27 @@ def test_nothing_is_kept_from_call_to_call() -> None:
     first = allocated(run)
     assert first[1] == 0
     assert allocated(run) == first
+
+
+FAULTS = """
+import resource, torch, pyperc
+torch.set_num_threads(2)
+model, x, dy = pyperc.MLP([1024] * 5), torch.randn(1, 1024, requires_grad=True), torch.randn(1, 1024)
+def faults(calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        torch.autograd.grad(model(x), [x, *model.parameters()], dy)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+faults(5)
+print(faults(20))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc's malloc gives memory back to the system")
+def test_fresh_gradients_do_not_fault_their_pages_in_at_each_call() -> None:
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    pages = 4 * 1024 * 1024 * 4 / 4096
+    assert float(ran.stdout) < pages / 10
 
 
 class Packed:

@@ -5,6 +5,8 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 
 #include "../core/mlp.h"
 
@@ -35,5 +37,19 @@ class TorchMemory : public Memory {
   bool taken_ = false;
   c10::SmallVector<c10::DataPtr, 4> pieces_;
 };
+
+// Says that tensors of so many bytes in all will be made and freed together, call after call. glibc's malloc gives the
+// top of its heap back to the system where more is free there than twice the largest block that it has unmapped, so
+// that each call would fault its pages in anew: most of the time of one row through layers of 1024, forward and
+// backward. One block of that size, freed untouched, teaches it. Malloc itself ends this rule at 32 MB.
+inline void expect_to_come_again(size_t bytes) {
+  constexpr size_t LEAST = size_t{1} << 20, MOST = (size_t{32} << 20) - (size_t{64} << 10);
+  static std::atomic<size_t> taught{LEAST};
+  bytes = std::min(bytes, MOST);
+  if (bytes <= taught.load(std::memory_order_relaxed)) return;
+  taught.store(bytes, std::memory_order_relaxed);
+  void* volatile block = std::malloc(bytes);
+  std::free(block);
+}
 
 }  // namespace pyperc

@@ -59,6 +59,12 @@ Matrix<T> settled(Matrix<T> m, int64_t rows, int64_t columns) {
 // Whether nobody else can read this tensor, so that its memory may be written over.
 bool is_sole_owner(const Tensor& t) { return t.use_count() == 1 && t.storage().use_count() == 1; }
 
+size_t bytes_of(const Tensors& tensors) {
+  size_t bytes = 0;
+  for (const Tensor& t : tensors) bytes += t.defined() ? t.nbytes() : 0;
+  return bytes;
+}
+
 int64_t batch_of(c10::IntArrayRef sizes) {
   int64_t batch = 1;
   for (size_t d = 0; d + 1 < sizes.size(); ++d) batch *= sizes[d];
@@ -140,6 +146,9 @@ Tensors run_backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, 
   const int64_t batch = batch_of(dy.sizes());
   const auto& kernels = isa().kernels(T{});
   BackwardMemory<T> memory;
+  int64_t made = needs.x ? batch * sizes[0] : 0;
+  for (size_t l = 0; l < depth; ++l) made += needs.weights[l] ? sizes[l] * sizes[l + 1] : 0;
+  expect_to_come_again(bytes_of(kept.x) + bytes_of(kept.s) + static_cast<size_t>(made) * sizeof(T));
   memory.kept = std::move(kept);
   memory.gradients.resize(1 + 2 * depth);
   memory.layers.resize(depth);
@@ -217,6 +226,7 @@ Tensor forward_on_cpu(const Tensor& x, const Network& network, Kept* kept) {
       if (network.chain[l].saved() == Saved::Summation) s[l] = empty_rows(batch, out, dtype);
     }
   }
+  expect_to_come_again(bytes_of(outputs) + bytes_of(s));
   visit(dtype, [&](auto zero) { run_forward<decltype(zero)>(x, network, batch, outputs, s); });
   Tensor output = outputs.back();
   if (kept) *kept = {std::move(outputs), std::move(s)};
