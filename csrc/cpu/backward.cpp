@@ -568,7 +568,9 @@ class BackwardRun {
     const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
     int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{ON_STACK};  // rows are copied for each
-    if (roomy) bytes = (input / 2 + thresholds().packed_bytes) / plan_.threads;
+    if (roomy) {
+      bytes = std::min((input / 2 + thresholds().packed_bytes) / plan_.threads, thresholds().product_bytes);
+    }
     if (descends(l)) bytes = plan_.block_bytes;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
     const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);

@@ -57,7 +57,7 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   plan.packed_bytes = limits.packed_bytes + layer;
   // Beside the kept activations of a step; forward, which does without sums of dw, has more room.
   const int64_t share = layer / ((pass == Pass::Forward ? 2 : 8) * plan.threads);
-  plan.block_bytes = std::clamp(share, limits.block_bytes / 2, std::max(limits.block_bytes, share / 8));
+  plan.block_bytes = std::clamp(share, limits.block_bytes / 2, std::max(limits.block_bytes, share / 4));
   // A dw for each thread: worth it where adding them up, and keeping them, is little beside the activations.
   const double all_dw = 100.0 * static_cast<double>(plan.threads * weights);
   const bool own_dw = batch >= plan.threads * limits.gradient_rows &&

@@ -46,8 +46,11 @@ enum class Pass { Forward, Backward };
 //                    not written there; 256 x [512]*5 takes 1.33 ms against 1.49.
 // block_bytes        of packed columns, for each thread, and down to half of that beside few activations: 1024 x
 //                    [1024]*4 goes forward in 15.9 ms with 1 MB, 16.0 with 512 KB and 16.2 with 256. Beside very many
-//                    it is more, as they are read from memory for each block: 4096 cubed runs at 82% of the peak with
-//                    2 MB, at 74% with 512 KB.
+//                    it is more, as they are read from memory for each block: 4096 cubed runs at 88% of the peak with
+//                    4 MB, at 87% with 2 or 8 MB and at 74% with 512 KB.
+// product_bytes      the same of a backward product, at most, where there is room for more: dx of 4096 cubed runs at
+// 86%
+//                    of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
@@ -68,6 +71,7 @@ enum class Pass { Forward, Backward };
   X(chunk_bytes, 512 * 1024)  \
   X(weight_bytes, 1 << 20)    \
   X(block_bytes, 512 * 1024)  \
+  X(product_bytes, 4 << 20)   \
   X(least_chunk, 224)         \
   X(most_chunk, 384)          \
   X(wide_bytes, 3 * 1024)     \

@@ -13,13 +13,20 @@ namespace pyperc::native {
 
 namespace {
 
-Tensor empty(c10::IntArrayRef sizes, at::ScalarType dtype) { return at::detail::empty_cpu(sizes, dtype); }
+Tensor in_large_pages(Tensor t) {
+  if (t.nbytes() >= MOST_KEPT) prefer_large_pages(t.mutable_data_ptr(), t.nbytes());
+  return t;
+}
+
+Tensor empty(c10::IntArrayRef sizes, at::ScalarType dtype) {
+  return in_large_pages(at::detail::empty_cpu(sizes, dtype));
+}
 
 // A [rows, columns] buffer of our own: its row stride is padded where rows would share cache sets.
 Tensor empty_rows(int64_t rows, int64_t columns, at::ScalarType dtype) {
   const int64_t ld = padded(columns, c10::elementSize(dtype));
   const int64_t sizes[] = {rows, columns}, strides[] = {ld, 1};
-  return at::detail::empty_strided_cpu(sizes, strides, dtype);
+  return in_large_pages(at::detail::empty_strided_cpu(sizes, strides, dtype));
 }
 
 // The kernels have types of their own for what torch stores in 16 bits, so torch is not asked to check them.

@@ -33,6 +33,12 @@ BLOCKS = [
         ("bytes of a block of columns", ("block_bytes",), tuple(1 << i for i in range(16, 22)), network)
         for network in (Network(256, (512,) * 5), Network(1024, (1024,) * 4))
     ),
+    (
+        "bytes of a block of dx's columns",
+        ("product_bytes",),
+        tuple(1 << i for i in range(20, 25)),
+        Network(4096, (2048,) * 3),
+    ),
 ]
 """What is best in the middle: what it is, its thresholds, sizes, and where it is measured."""
 
@@ -223,7 +229,7 @@ def measure(pace: Pace, progress: Callable[[str], None] | None = None) -> dict[s
             steps.append({"at": step, "ratio": ratio, "round_trip": measured.round_trip.median})
         entry = {"name": each.name, "what": each.what, "ways": [*each.ways], "steps": steps}
         found["thresholds"].append({**entry, "crossing": crossing(steps)})
-    for what, names, sizes, network in [*BLOCKS[:1], *BLOCKS[-1:]] if smoke else BLOCKS:
+    for what, names, sizes, network in [*BLOCKS[:1], *BLOCKS[-2:]] if smoke else BLOCKS:
         if progress:
             progress(f"{what}: {network.name}")
         found["blocks"].append(blocks(what, names, sizes, Network(8, (4,) * 3) if smoke else network, pace))
