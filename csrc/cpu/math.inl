@@ -106,10 +106,15 @@ PYPERC_INLINE V add_exp_tail(V r, V y) {
   return fma(r2, c, y);
 }
 
-// 2^x = 2^n (1 + r c(r)) with r = x - n, for x from -127 (-1023), where it is 0, to 128 (1024).
+// 2^x = 2^n q with n = x, rounded, q = 1 + r c(r) and r = x - n; the lowest bits of `shifted` are n + shift, where
+// round = rounder(shift - bias).
 template <class V>
-PYPERC_INLINE V exp2(V x) {
-  V shifted = x + rounder<V>(0), r = x - (shifted - rounder<V>(0)), q;
+struct PowerOf2 {
+  V shifted, q;
+};
+template <class V>
+PYPERC_INLINE PowerOf2<V> power_of_2(V x, V round) {
+  V shifted = x + round, r = x - (shifted - round), q;
   if constexpr (SINGLE<V>) {
     q = horner<V>(r, 1, 0.693147004, 0.240222424, 0.0555070415, 0.00967152882, 0.00132726424);
   } else {
@@ -117,7 +122,21 @@ PYPERC_INLINE V exp2(V x) {
                       0.0096181291076005617, 0.0013333558146540437, 0.00015403530450288846, 1.5252733641467823e-05,
                       1.3215438233438037e-06, 1.0178156324686528e-07, 7.0733338767888037e-09, 4.4394970876615615e-10);
   }
+  return {shifted, q};
+}
+
+// For x from -127 (-1023), where it is 0, to 128 (1024).
+template <class V>
+PYPERC_INLINE V exp2(V x) {
+  auto [shifted, q] = power_of_2(x, rounder<V>(0));
   return from_bits<V>(bits(shifted) << (SINGLE<V> ? 23 : 52)) * q;
+}
+
+// For |x| up to 125 (1021), which leave q a normal number: n is added to its exponent.
+template <class V>
+PYPERC_INLINE V exp2_within(V x) {
+  auto [shifted, q] = power_of_2(x, rounder<V>(SINGLE<V> ? -127 : -1023));
+  return from_bits<V>(bits(q) + (bits(shifted) << (SINGLE<V> ? 23 : 52)));
 }
 
 template <class V>
@@ -220,15 +239,15 @@ struct NormalLaw {
 
 // The distribution function Phi and the density phi of the normal law. Phi(-a) = 2^g for a >= 0 with g = -1 + a c(a):
 // one polynomial and no division. In the tail, where 1 + erf would cancel, it keeps a relative precision of its own: in
-// float 2^-21 to -1, 2^-17 to -3, 2^-9 to -5. From the limit on g is -127 (-1023) and the power 0: there Phi is 2e-26
+// float 2^-21 to -1, 2^-17 to -3, 2^-9 to -5. From the limit on, where g is -125 (-1020), it is 0: there Phi is 3e-26
 // (3e-28). phi(x) = 2^(-log2 sqrt(2 pi) - x^2 / (2 ln 2)) is right wherever it is a normal number.
 template <class V>
 PYPERC_INLINE NormalLaw<V> normal_law(V x) {
   constexpr Lane<V> LEAST = SINGLE<V> ? -127 : -1023;
-  V a = at_most(abs(x), SINGLE<V> ? Lane<V>(10.5673695) : Lane<V>(10.964)), g;
+  V a = abs(x), g;
   if constexpr (SINGLE<V>) {
-    g = polynomial<V>(a, a * a, -1, -1.15110791, -0.459178537, -0.0526010953, 0.00723186182, -0.000275892875,
-                      -0.000125469756, 2.60955821e-05, -1.69514544e-06);
+    g = polynomial<V>(a, a * a, -1, -1.15110791, -0.459178537, -0.0526010953, 0.00723186182, -0.000275892875, -0.000125469756,
+                  2.60955821e-05, -1.69514544e-06);
   } else {
     g = polynomial<V>(a, a * a, -1, -1.1511040990721604, -0.4592240942634192, -0.052421193325913051,
                       0.006899128876969772, 5.3352145671213244e-05, -0.00030588944728265584, 7.5253925036325797e-05,
@@ -238,7 +257,7 @@ PYPERC_INLINE NormalLaw<V> normal_law(V x) {
                       7.3865916551451295e-13, -6.8950179776494127e-14, 4.6970913281937796e-15, -2.2112971821900013e-16,
                       6.4391195105152998e-18, -8.7424893180694141e-20);
   }
-  V tail = exp2(g);
+  V tail = select(a < splat<V>(SINGLE<V> ? Lane<V>(10.5311) : Lane<V>(10.963)), exp2_within(g), splat<V>(0));
   V density = fma(x * x, splat<V>(Lane<V>(-0.72134752044448170)), splat<V>(Lane<V>(-1.3257480647361592)));
   return {select(x < splat<V>(0), tail, splat<V>(1) - tail), exp2(at_least(density, LEAST))};
 }
