@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pyperc
 from pyperc import _C
 
 F32, F64 = torch.float32, torch.float64
@@ -265,6 +266,18 @@ def test_the_wrong_number_of_parameters(info: _C.ActivationInfo) -> None:
     for parameters in ([*info.defaults, 1.0], info.defaults[:-1] if info.defaults else [0.5]):
         with refused(ValueError, info.name, rf"\b{len(parameters)}\b", *info.parameters):
             _C.Chain([(info.name, parameters)])
+
+
+def test_hardtanh_refuses_a_lower_bound_above_the_upper_one() -> None:
+    x, w, b = tensors()
+    for call in (
+        lambda: _C.Chain([("hardtanh", [1.0, -2.0])]),
+        lambda: _C.activation(x, "hardtanh", [1.0, -2.0]),
+        lambda: pyperc.functional.linear(x, w[0], b[0], ("hardtanh", {"min_val": 1.0, "max_val": -2.0})),
+    ):
+        with refused(ValueError, "min_val of hardtanh must be at most max_val -2, got 1"):
+            call()
+    assert _C.activation(x, "hardtanh", [1.0, 1.0]).eq(1).all()
 
 
 def test_a_chain_is_a_value() -> None:

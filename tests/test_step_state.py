@@ -617,6 +617,7 @@ def test_the_norm_is_that_of_the_last_step() -> None:
         norm = step.grad_norm
         assert norm > 0
         assert copy.deepcopy(step).grad_norm == step.grad_norm == norm  # a copy has no native engine
+        step.gradients(x, y)  # which is no step
         if handle is not None:
             handle.remove()
         assert step.engine == "native" or handle is None

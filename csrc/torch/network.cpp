@@ -28,6 +28,9 @@ LayerActivation make(const std::string& name, const double* parameters, size_t c
                       " parameters (", c10::Join(", ", list[i].parameters), "), got ", count);
     LayerActivation layer{static_cast<Activation>(i), {}};
     std::copy(parameters, parameters + count, layer.parameters.value);
+    TORCH_CHECK_VALUE(layer.activation != Activation::Hardtanh || !(parameters[0] > parameters[1]),
+                      "activation: min_val of hardtanh must be at most max_val ", parameters[1], ", got ",
+                      parameters[0]);
     return layer;
   }
   std::string names;

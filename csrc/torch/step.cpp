@@ -448,7 +448,7 @@ StepResult run(State& state, const Step<S>& step) {
   const Parallel parallel = torch_threads();
   const StepResult result = pyperc::step(here.kernels(S{}), here.kernels(Wide<S>{}), step, parallel, state.pool);
   state.kept = result.kept;
-  state.norm = result.norm;
+  if (std::isfinite(step.max_norm)) state.norm = result.norm;  // gradients alone leave that of the last step
   return result;
 }
 
@@ -897,7 +897,7 @@ PyGetSetDef properties[] = {
     {"batches", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).batches); }, nullptr,
      "The next batch of the last epoch.", nullptr},
     {"norm", [](PyObject* self, void*) { return PyFloat_FromDouble(state_of(self).norm); }, nullptr,
-     "The gradients' norm in the last call, before clipping.", nullptr},
+     "The gradients' norm in the last step, before clipping.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject step_type = {PyVarObject_HEAD_INIT(nullptr, 0)};

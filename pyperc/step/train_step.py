@@ -315,7 +315,10 @@ class TrainStep:
 
     @property
     def grad_norm(self) -> float:
-        """The norm of the last step's gradients before they were clipped; NaN without clip_grad_norm."""
+        """The norm of the last step's gradients before they were clipped; NaN without clip_grad_norm.
+
+        `gradients` is no step and leaves it as it is.
+        """
         native = self._native
         return float(self._autograd.norm if native is None or native.step.steps == native.begin else native.step.norm)
 
