@@ -49,8 +49,7 @@ enum class Pass { Forward, Backward };
 //                    it is more, as they are read from memory for each block: 4096 cubed runs at 88% of the peak with
 //                    4 MB, at 87% with 2 or 8 MB and at 74% with 512 KB.
 // product_bytes      the same of a backward product, at most, where there is room for more: dx of 4096 cubed runs at
-// 86%
-//                    of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
+//                    86% of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
