@@ -170,7 +170,13 @@ def composed_activation(x: Tensor, name: str, parameters: Sequence[float]) -> Te
 def activation(x: Tensor, name: str, parameters: Sequence[float] = ...) -> Tensor:
     """The elementwise kernel of the ISA in use, on any dtype that has kernels, without autograd."""
 
-def plan(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> dict[str, Any]: ...
+def plan(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], chain: Chain) -> dict[str, Any]:
+    """How the call runs: `path`, `reason`, `dtype`, `layers`; where it is native, also `isa` and `threads`.
+
+    On the CPU `backward` too, the plan that a backward pass takes: `threads`, `split` (GradientSplit of
+    csrc/cpu/plan.h: "rows", "tiles" or "layers") and `chunk`, in rows.
+    """
+
 def isas_built() -> list[str]: ...
 def isas() -> list[str]:
     """Those of isas_built that this processor runs, ascending."""

@@ -29,13 +29,38 @@ from pyperc.step import TrainStep
 
 
 @dataclass(frozen=True)
+class Backward:
+    """How the backward pass of a native call runs on the CPU, if there is one; str() says it in words.
+
+    `split` is how dw and the chain of ds share the pass: "rows", each thread sums dw over its own rows; "tiles", the
+    chain of all layers, then tiles of dw; "layers", one layer's dw and dx at a time. `chunk` is the rows that go
+    through the chain together; by "layers", those of dx that are made together where it is not made by columns.
+    """
+
+    threads: int
+    split: str
+    chunk: int
+
+    def __str__(self) -> str:
+        several = self.threads > 1
+        by_rows = "each thread sums dw over its own rows" if several else "dw is summed over the rows"
+        way = {
+            "rows": f"{by_rows}, {self.chunk} a chunk",
+            "tiles": f"the chain of ds first, {self.chunk} rows a chunk, then tiles of dw",
+            "layers": f"layer by layer, dw and then dx, by columns or by chunks of {self.chunk} rows",
+        }
+        return f"{self.threads} thread{'s' * several}, {way[self.split]}"
+
+
+@dataclass(frozen=True)
 class Layer:
     """One line of an explanation: a layer with the activation fused into it, or a child called as a module.
 
     `name` is the module's name in the model; `call` is "fused", "ordinary" or "candidate" (an nn.Sequential that
     `pyperc.fuse` would change); `run` counts the native calls, so layers of the same `run` are computed in one.
     `path` is "native" or "aten" for a fused layer; `note` says why something is not native or not fused. The other
-    fields are the plan's, and empty or 0 where there is none; `flops` are those of the forward product, 2 m n k.
+    fields are the plan's, and empty or 0 where there is none; `flops` are those of the forward product, 2 m n k;
+    `backward` is that of the run.
     """
 
     name: str
@@ -54,11 +79,12 @@ class Layer:
     saved: str = ""
     flops: int = 0
     note: str = ""
+    backward: Backward | None = None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` returns: `layers` is the data, str() a table of it.
+    """What `explain` returns: `layers` is the data, str() a table of it, with a line for each way to go backward.
 
     Of a `pyperc.TrainStep` also the `engine` that runs it, and the `note` that says why it is not the native one.
     """
@@ -77,14 +103,15 @@ class Explanation:
             return f"engine: {self.engine}{self.note and ', as ' + self.note}\n\n{Explanation(self.layers)}"
         if not self.layers:
             return "no nn.Sequential with a linear layer, and no pyperc.Linear"
-        return _table(self.layers)
+        return "\n".join([_table(self.layers), *_backward(self.layers)])
 
     __repr__ = __str__
 
 
 def explain(model: nn.Module | TrainStep, *inputs: Any, **keywords: Any) -> Explanation:
     """What runs when `model(*inputs, **keywords)` is called: for each layer of each fused container its path, ISA,
-    threads and blocking, or the reason for an ordinary call; and the containers that `pyperc.fuse` would change.
+    threads and blocking, or the reason for an ordinary call; and the containers that `pyperc.fuse` would change. Of a
+    native call on the CPU also how its backward pass goes, whether or not anything needs a gradient now.
 
     The model is called once, without gradients and in evaluation mode (restored afterwards), so that neither
     statistics nor random numbers advance. A container that is called several times is explained by its first call; one
@@ -199,6 +226,7 @@ def _stretch(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int])
             for name, child in zip(names, stretch.children, strict=True)
         ]
     number = next(run)
+    backward = Backward(**plan["backward"]) if "backward" in plan else None
     own = {entry.name for entry in fields(Layer)}
     linears = [pair for pair in zip(names, stretch.children, strict=True) if type(pair[1]) in LINEAR_TYPES]
     return [
@@ -212,6 +240,7 @@ def _stretch(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int])
             dtype=str(x.dtype).removeprefix("torch."),
             threads=plan.get("threads", 0),
             note=plan["reason"],
+            backward=backward,
             **{key: value for key, value in layer.items() if key in own and key != "activation"},
             activation=describe(resolved).replace("'", ""),
         )
@@ -270,6 +299,16 @@ def _table(layers: Sequence[Layer]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _backward(layers: Sequence[Layer]) -> list[str]:
+    """A line for each way that a backward pass takes, with the runs that take it."""
+    runs: dict[Backward, list[int]] = {}
+    for run, backward in {layer.run: layer.backward for layer in layers}.items():
+        if run is not None and backward is not None:
+            runs.setdefault(backward, []).append(run)
+    lines = [f"backward of run{'s' * (len(of) > 1)} {', '.join(map(str, of))}: {way}" for way, of in runs.items()]
+    return ["", *lines] if lines else []
 
 
 def _cell(layer: Layer, column: str) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from test_plan import FAR, PATHS
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import pyperc
+from pyperc import _C
 
 
 class Tower(nn.Module):
@@ -48,6 +53,105 @@ def test_each_fused_layer_has_its_plan() -> None:
         assert layer.kernel
         assert layer.pack
     assert [layer.saved for layer in layers] == ["output", "output", "summation"]
+
+
+@contextmanager
+def forced(values: Mapping[str, int]) -> Iterator[None]:
+    before = _C.thresholds()
+    _C.set_thresholds(dict(values))
+    yield
+    _C.set_thresholds(before)
+
+
+def backward(model: nn.Module, *inputs: Tensor) -> list[Any]:
+    return [layer.backward for layer in pyperc.explain(model, *inputs).layers]
+
+
+@pytest.mark.parametrize(
+    ("path", "threads", "split", "words"),
+    [
+        ("one thread", 1, "rows", "1 thread, dw is summed over the rows, 70 a chunk"),
+        (
+            "one thread, by layers",
+            1,
+            "layers",
+            "1 thread, layer by layer, dw and then dx, by columns or by chunks",
+        ),
+        ("threads share rows, dw summed by rows", 2, "rows", "2 threads, each thread sums dw over its own rows, 35 a"),
+        (
+            "threads share rows, dw by tiles",
+            2,
+            "tiles",
+            "2 threads, the chain of ds first, 35 rows a chunk, then",
+        ),
+        ("threads share rows, by layers", 2, "layers", "2 threads, layer by layer"),
+        ("threads share columns", 2, "layers", "2 threads, layer by layer"),
+    ],
+)
+def test_each_way_backward_is_named_where_it_is_forced(
+    isa: str, path: str, threads: int, split: str, words: str
+) -> None:
+    torch.set_num_threads(2)
+    model = pyperc.MLP([20, 33, 40, 7], "tanh")
+    with forced(PATHS[path]):
+        explanation = pyperc.explain(model, torch.zeros(70, 20))
+    for layer in explanation.layers:
+        assert layer.backward is not None
+        assert (layer.backward.threads, layer.backward.split) == (threads, split)
+    assert f"\n\nbackward of run 0: {words}" in str(explanation)
+
+
+def test_the_chunk_of_the_way_backward(isa: str) -> None:
+    torch.set_num_threads(1)
+    rows = _C.tile(isa, torch.float32)[0]
+    with forced({"least_chunk": rows, "most_chunk": rows, "chunk_bytes": 1}):
+        assert {way.chunk for way in backward(pyperc.MLP([20, 33, 7], "relu"), torch.zeros(5 * rows, 20))} == {rows}
+
+
+def test_backward_may_take_more_threads_than_forward() -> None:
+    torch.set_num_threads(2)
+    with forced({"parallel_flops": 2 * 64 * 32 * 32}):
+        (layer,) = pyperc.explain(pyperc.MLP([32, 32]), torch.zeros(64, 32)).layers
+    assert layer.backward is not None
+    assert (layer.threads, layer.backward.threads) == (1, 2)
+
+
+def test_who_sums_no_dw_by_rows() -> None:
+    """16 bits, and networks without activations between their layers."""
+    with forced(PATHS["threads share rows, dw summed by rows"]):
+        for sizes, activation, dtype, split in (
+            ([20, 33, 7], "relu", torch.float32, "rows"),
+            ([20, 33, 7], "relu", torch.float64, "rows"),
+            ([20, 33, 7], "relu", torch.bfloat16, "layers"),
+            ([20, 33, 7], "relu", torch.float16, "layers"),
+            ([20, 33, 7], "identity", torch.float32, "layers"),
+            ([20, 7], "identity", torch.float32, "rows"),
+        ):
+            model = pyperc.MLP(sizes, activation, dtype=dtype)
+            assert {way.split for way in backward(model, torch.zeros(70, 20, dtype=dtype))} == {split}
+
+
+def test_the_way_backward_does_not_depend_on_what_needs_it() -> None:
+    model, x = pyperc.MLP([6, 5, 4]), torch.zeros(8, 6)
+    want = backward(model, x.clone().requires_grad_())
+    with torch.no_grad():
+        assert backward(model.requires_grad_(False), x) == want
+    assert None not in want
+
+
+def test_runs_that_go_backward_in_one_way_share_a_line() -> None:
+    with forced({"parallel_flops": FAR}):
+        table = str(pyperc.explain(Tower(), torch.zeros(8, 6)))
+    assert table.endswith("\n\nbackward of runs 0, 1, 2: 1 thread, dw is summed over the rows, 8 a chunk")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_of_no_width_goes_backward_by_torch() -> None:
+    model = pyperc.fuse(nn.Sequential(nn.Linear(6, 0), nn.ReLU(), nn.Linear(0, 4)))
+    explanation = pyperc.explain(model, torch.zeros(8, 6))
+    assert {layer.call for layer in explanation.layers} == {"fused"}
+    assert {layer.backward for layer in explanation.layers} == {None}
+    assert "backward" not in str(explanation)
 
 
 def test_a_tree_of_modules() -> None:
@@ -169,11 +273,12 @@ def test_data_and_table() -> None:
     table = str(explanation).splitlines()
     assert table[0].split()[:3] == ["name", "module", "activation"]
     assert set(table[1]) == {"-", " "}
-    assert len(table) == 2 + len(explanation.layers)
+    lines_of_layers = table[2 : 2 + len(explanation.layers)]
+    assert data["layers"][0]["backward"]["threads"] == 1
     assert table[2].startswith("fused.0  Linear(6, 5)")
     assert "relu" in table[2]
     column = table[0].index("call")
-    assert [line[column:].split()[0] for line in table[2:]] == [layer.call for layer in explanation.layers]
+    assert [line[column:].split()[0] for line in lines_of_layers] == [layer.call for layer in explanation.layers]
 
 
 def test_nothing_to_explain() -> None:

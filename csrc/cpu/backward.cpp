@@ -20,7 +20,7 @@ class BackwardRun {
       : numbers_(numbers),
         plan_(plan),
         pass_(pass),
-        split_(sums_by_rows(pass) || plan.gradient != GradientSplit::Rows ? plan.gradient : GradientSplit::Layers),
+        split_(gradient_split<S>(plan, pass.depth, [&](int l) { return pass.layers[l].spec.activation; })),
         weights_(pass.depth),
         ds_(pass.depth),
         turned_(pass.depth),
@@ -52,12 +52,6 @@ class BackwardRun {
   }
 
  private:
-  // Not in 16 bits, and not without activations: plain torch, which has no ds then, holds less.
-  static bool sums_by_rows(const Backward<S>& pass) {
-    bool any = pass.depth == 1;
-    for (int l = 0; l + 1 < pass.depth; ++l) any = any || pass.layers[l].spec.activation != Activation::Identity;
-    return DIRECT && any;
-  }
   // Whether w(l) is updated by the tiles of dw(l): not where dw is a sum of several, nor where others still read w
   // then.
   bool descends(int l) const {

@@ -16,6 +16,9 @@ std::array<Backend, static_cast<size_t>(c10::DeviceType::COMPILE_TIME_MAX_DEVICE
 
 const Backend& backend_of(const Tensor& t) { return *find_backend(t.device().type()); }
 
+// Beside a layer of width 0 gradients are sums of nothing, which no kernel comes by to write.
+bool has_kernels_backward(c10::IntArrayRef sizes) { return std::find(sizes.begin(), sizes.end(), 0) == sizes.end(); }
+
 }  // namespace
 
 const Backend* find_backend(c10::DeviceType type) {
@@ -34,10 +37,7 @@ Tensor forward(const Tensor& x, const Network& network, Kept* kept) { return bac
 
 Tensors backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, const Tensors& weights, Kept kept,
                  Release release, const Chain& chain, const Needs& needs) {
-  // Beside a layer of width 0 gradients are sums of nothing, which no kernel comes by to write.
-  if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) {
-    return composition::backward(dy, x, weights, kept, chain, needs);
-  }
+  if (!has_kernels_backward(sizes)) return composition::backward(dy, x, weights, kept, chain, needs);
   return backend_of(dy).backward(dy, x, sizes, weights, std::move(kept), release, chain, needs);
 }
 
@@ -49,7 +49,13 @@ Tensor activation(const Tensor& s, const LayerActivation& layer) {
   return backend_of(s).activation(s, layer);
 }
 
-NetworkPlan plan(const Tensor& x, const Network& network) { return backend_of(x).plan(x, network); }
+NetworkPlan plan(const Tensor& x, const Network& network) {
+  NetworkPlan report = backend_of(x).plan(x, network);
+  for (const LayerPlan& layer : report.layers) {
+    if (!has_kernels_backward({layer.in, layer.out})) report.backward = {};
+  }
+  return report;
+}
 
 }  // namespace native
 

@@ -100,6 +100,13 @@ py::dict plan(py::handle x, const py::sequence& weights, const py::sequence& bia
     const native::NetworkPlan native = native::plan(input, network);
     report["isa"] = native.isa;
     report["threads"] = native.threads;
+    if (const native::BackwardPlan& b = native.backward; b.threads > 0) {
+      py::dict backward;
+      backward["threads"] = b.threads;
+      backward["split"] = b.split;
+      backward["chunk"] = b.chunk;
+      report["backward"] = backward;
+    }
     for (const native::LayerPlan& l : native.layers) {
       py::dict layer;
       layer["in"] = l.in;

@@ -94,6 +94,12 @@ Matrix<const T> weight_of(const Tensor& w) {
 }
 
 template <class T>
+Plan plan_of(Pass pass, int64_t batch, c10::IntArrayRef sizes) {
+  return make_plan(pass, isa().kernels(T{}).tile, sizeof(T), batch, sizes.data(), static_cast<int>(sizes.size()) - 1,
+                   torch_threads().threads);
+}
+
+template <class T>
 void run_forward(const Tensor& x, const Network& network, int64_t batch, const Tensors& outputs, const Tensors& s) {
   const size_t depth = network.depth();
   const auto& kernels = isa().kernels(T{});
@@ -115,11 +121,8 @@ void run_forward(const Tensor& x, const Network& network, int64_t batch, const T
   }
   const Forward<T> pass{batch, settled<const T>(rows_of<const T>(x, owners[depth]), batch, layers[0].spec.in),
                         layers.data(), static_cast<int>(depth)};
-  const Parallel parallel = torch_threads();
-  const Plan plan =
-      make_plan(Pass::Forward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth), parallel.threads);
   TorchMemory memory;
-  pyperc::forward(kernels, plan, pass, parallel, memory);
+  pyperc::forward(kernels, plan_of<T>(Pass::Forward, batch, sizes), pass, torch_threads(), memory);
 }
 
 // What a backward pass works on. It makes dw and dx when they are about to be written, and lets go of what was kept of
@@ -211,10 +214,7 @@ Tensors run_backward(const Tensor& dy, const Tensor& x, c10::IntArrayRef sizes, 
                  static_cast<int>(depth)};
   memory.dx_sizes.assign(dy.sizes().begin(), dy.sizes().end());
   memory.dx_sizes.back() = sizes[0];
-  const Parallel parallel = torch_threads();
-  const Plan plan = make_plan(Pass::Backward, kernels.tile, sizeof(T), batch, sizes.data(), static_cast<int>(depth),
-                              parallel.threads);
-  pyperc::backward(kernels, plan, memory.pass, parallel, memory);
+  pyperc::backward(kernels, plan_of<T>(Pass::Backward, batch, sizes), memory.pass, torch_threads(), memory);
   return std::move(memory.gradients);
 }
 
@@ -307,14 +307,24 @@ bool in_place(const HalfKernels<S>&, int64_t, int64_t, Matrix<const S>) {
   return false;
 }
 
+const char* name_of(GradientSplit split) {
+  switch (split) {
+    case GradientSplit::Rows: return "rows";
+    case GradientSplit::Tiles: return "tiles";
+    case GradientSplit::Layers: return "layers";
+  }
+  return "";
+}
+
 template <class T>
-NetworkPlan plan_of(const Tensor& x, const Network& network) {
+NetworkPlan report_of(const Tensor& x, const Network& network) {
   const auto& kernels = isa().kernels(T{});
   const int64_t batch = batch_of(x.sizes());
   const std::vector<int64_t> sizes = sizes_of(network.weights);
-  const Plan plan = make_plan(Pass::Forward, kernels.tile, sizeof(T), batch, sizes.data(),
-                              static_cast<int>(network.depth()), torch_threads().threads);
-  NetworkPlan report{isa().name, plan.threads, {}};
+  const Plan plan = plan_of<T>(Pass::Forward, batch, sizes), back = plan_of<T>(Pass::Backward, batch, sizes);
+  const GradientSplit split =
+      gradient_split<T>(back, static_cast<int>(network.depth()), [&](int l) { return network.chain[l].activation; });
+  NetworkPlan report{isa().name, plan.threads, {}, {back.threads, name_of(split), back.chunk}};
   for (size_t l = 0; l < network.depth(); ++l) {
     const Matrix<const T> w = weight_of<T>(network.weights[l]);
     LayerPlan layer{};
@@ -348,7 +358,7 @@ NetworkPlan plan_of(const Tensor& x, const Network& network) {
 
 NetworkPlan plan_on_cpu(const Tensor& x, const Network& network) {
   NetworkPlan report;
-  visit(x.scalar_type(), [&](auto zero) { report = plan_of<decltype(zero)>(x, network); });
+  visit(x.scalar_type(), [&](auto zero) { report = report_of<decltype(zero)>(x, network); });
   return report;
 }
 

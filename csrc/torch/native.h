@@ -33,10 +33,16 @@ struct LayerPlan {
   std::string kernel, tile, blocking, pack;
   int64_t flops;
 };
+struct BackwardPlan {
+  int threads;        // 0 where there is no plan
+  std::string split;  // the name of a GradientSplit, in lower case
+  int64_t chunk;      // rows
+};
 struct NetworkPlan {
   std::string isa;
   int threads;
   std::vector<LayerPlan> layers;
+  BackwardPlan backward{};
 };
 NetworkPlan plan(const Tensor& x, const Network& network);
 
