@@ -272,6 +272,7 @@ def test_tune_prints_its_table_beside_the_constants(capsys):
     now = _C.thresholds()["parallel_flops"]
     assert re.search(rf"flops of each thread from which another one pays +parallel_flops +{now} ", printed)
     assert "rows of a chunk" in printed
+    assert "dw_percent is chosen for memory" in " ".join(printed.split())
 
 
 def test_a_run_in_pieces_measures_every_case_once(capsys, tmp_path):
@@ -342,10 +343,31 @@ def test_tune_forces_each_way_and_puts_the_thresholds_back(monkeypatch):
     monkeypatch.setattr(_C, "set_thresholds", recorded)
     result = tune.measure(Pace(0.001, warm_up=0.001, block=0.0005, probe=0.0005, fewest=1, patience=1))
     assert _C.thresholds() == before
-    assert all(len(values) > 1 for name, values in forced.items() if name != "chunk_bytes")
+    assert all(len(values) > 1 for values in forced.values())
     measured = {each["name"] for each in result["thresholds"]}
     measured |= {name for each in result["blocks"] for name in each["names"]}
-    assert measured | {"chunk_bytes"} == set(before)
+    assert measured == set(before)
+
+
+def test_the_two_ways_of_a_ladder_are_two_on_every_step():
+    """Where the plan says so: not how a backward pass reads its operands, nor how many weights are packed at once."""
+    torch.set_num_threads(2)
+    before = _C.thresholds()
+    steps = [(each, step) for each in tune.thresholds() for step in each.ladder]
+    for each, step in steps:
+        if {"in place", "in pieces"} & set(each.ways):
+            continue
+        network = each.shape(step)
+        x, weights = torch.empty(network.batch, network.sizes[0]), [torch.empty(n, k) for k, n in network.pairs]
+        names = [network.activation] * (len(weights) - 1) + [network.output]
+        plans = []
+        for values in each.ways.values():
+            _C.set_thresholds(values)
+            plan = _C.plan(x, weights, [None] * len(weights), _C.Chain([(name, []) for name in names]))
+            _C.set_thresholds(before)
+            backward = plan.pop("backward")
+            plans.append(plan if each.work == "forward" else backward)
+        assert plans[0] != plans[1], f"{each.name} at {step}"
 
 
 def test_the_crossing_is_where_the_second_way_stays_ahead():

@@ -1,13 +1,14 @@
 """Where one way of computing overtakes another on this machine, beside the thresholds of csrc/cpu/plan.h.
 
 For each threshold a ladder of shapes is measured both ways, forced and in turns. The crossing is the first step from
-which the second way stays ahead.
+which the second way stays ahead. Of one that is chosen for memory, not for speed, the table says what that costs in
+time.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,23 +25,47 @@ PACE = Pace(0.2, warm_up=0.06)
 NEVER = 1 << 40
 
 CHUNKS = (56, 112, 168, 224, 280, 336, 392, 504, 672)
+
+
+@dataclass(frozen=True)
+class Best:
+    """What is best in the middle."""
+
+    what: str
+    names: tuple[str, ...]
+    """in the plan's table; all have the size that is measured"""
+    sizes: tuple[int, ...]
+    network: Network
+    beside: dict[str, int] = field(default_factory=dict)
+    """other thresholds, which let these rule alone"""
+
+
 BLOCKS = [
     *(
-        ("rows of a chunk", ("least_chunk", "most_chunk"), CHUNKS, Network(4096, (width,) * 4))
+        Best("rows of a chunk", ("least_chunk", "most_chunk"), CHUNKS, Network(4096, (width,) * 4))
         for width in (64, 256, 512)
     ),
     *(
-        ("bytes of a block of columns", ("block_bytes",), tuple(1 << i for i in range(16, 22)), network)
+        Best(
+            "bytes of a chunk",
+            ("chunk_bytes",),
+            tuple(1 << i for i in range(16, 22)),
+            Network(4096, (width,) * 4),
+            {"least_chunk": 1, "most_chunk": NEVER},
+        )
+        for width in (128, 512)
+    ),
+    *(
+        Best("bytes of a block of columns", ("block_bytes",), tuple(1 << i for i in range(16, 22)), network)
         for network in (Network(256, (512,) * 5), Network(1024, (1024,) * 4))
     ),
-    (
+    Best(
         "bytes of a block of dx's columns",
         ("product_bytes",),
         tuple(1 << i for i in range(20, 25)),
         Network(4096, (2048,) * 3),
     ),
 ]
-"""What is best in the middle: what it is, its thresholds, sizes, and where it is measured."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,8 @@ class Threshold:
     work: str
     ways: dict[str, dict[str, int]]
     """what each is called, and the thresholds that force it"""
+    memory: str = ""
+    """what the first way holds, where the threshold is chosen to hold less and not for speed"""
 
 
 def thresholds() -> list[Threshold]:
@@ -78,20 +105,21 @@ def thresholds() -> list[Threshold]:
             (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024),
             lambda each: Network(each * threads, (256, 256)),
             "forward",
+            # Without dot_rows, which would share rows either way.
             {
-                "columns": {**shared, "columns_bytes": -1, "rows_per_thread": NEVER},
-                "rows": {**shared, "columns_bytes": -1, "rows_per_thread": 0},
+                "columns": {**shared, "columns_bytes": -1, "rows_per_thread": NEVER, "dot_rows": -1},
+                "rows": {**shared, "columns_bytes": -1, "rows_per_thread": 0, "dot_rows": -1},
             },
         ),
         Threshold(
             "columns_bytes",
             "bytes of activations from which rows are shared, whatever the weights are",
-            tuple(4096 * rows for rows in (32, 64, 128, 256, 512, 1024)),
-            lambda size: Network(size // 4096, (1024,) * 3),
+            tuple(4 * 448 * rows for rows in (64, 128, 256, 512, 1024, 2048)),
+            lambda size: Network(size // (4 * 448), (448, 448)),
             "forward",
             {
-                "columns": {**shared, "columns_bytes": NEVER},
-                "rows": {**shared, "columns_bytes": -1, "rows_per_thread": 0},
+                "columns": {**shared, "weight_bytes": NEVER, "columns_bytes": NEVER},
+                "rows": {**shared, "weight_bytes": NEVER, "columns_bytes": -1, "rows_per_thread": 0},
             },
         ),
         Threshold(
@@ -126,6 +154,7 @@ def thresholds() -> list[Threshold]:
                 "own dw": {**shared, "gradient_rows": 0, "dw_percent": NEVER},
                 "shared dw": {**shared, "gradient_rows": NEVER},
             },
+            memory="each thread's own dw is held until all are added",
         ),
         Threshold(
             "wide_bytes",
@@ -144,15 +173,29 @@ def thresholds() -> list[Threshold]:
             tuple(3 * 4 * 64 * batch for batch in (16, 32, 64, 128, 192, 256, 384)),
             lambda size: Network(size // (3 * 4 * 64), (64,) * 4),
             "forward+backward",
+            # By wide_bytes, as packed_bytes would also change the forward pass.
             {
-                "all at once": {**shared, "gradient_rows": NEVER, "packed_bytes": NEVER},
-                "by layers": {**shared, "gradient_rows": NEVER, "packed_bytes": 0},
+                "chain first": {**shared, "gradient_rows": NEVER, "packed_bytes": NEVER, "wide_bytes": NEVER},
+                "by layers": {**shared, "gradient_rows": NEVER, "packed_bytes": NEVER, "wide_bytes": 0},
             },
+            memory="ds of all layers is held for the chain first",
+        ),
+        Threshold(
+            "packed_bytes",
+            "bytes of weights, beyond a layer's activations, from which they are packed in pieces",
+            tuple(4 * 64**2 * layers for layers in (1, 2, 4, 8, 16)),
+            lambda size: Network(64, (64,) * (size // (4 * 64**2) + 2)),
+            "forward+backward",
+            {
+                "packed at once": {**shared, "columns_bytes": -1, "wide_bytes": 0, "packed_bytes": NEVER},
+                "in pieces": {**shared, "columns_bytes": -1, "wide_bytes": 0, "packed_bytes": 0},
+            },
+            memory="all weights that are packed at once are held",
         ),
         Threshold(
             "in_place_bytes",
             "bytes between rows from which packing pays",
-            tuple(4 * width for width in (136, 264, 520, 776, 1032, 1544, 2056)),
+            tuple(4 * width for width in (40, 72, 136, 264, 520, 776, 1032, 1544, 2056)),
             lambda size: Network(64, (size // 4,) * 2),
             "forward+backward",
             {
@@ -227,12 +270,12 @@ def measure(pace: Pace, progress: Callable[[str], None] | None = None) -> dict[s
             measured = interleaved(pair, pace)
             ratio = measured.ratios(first, second).median
             steps.append({"at": step, "ratio": ratio, "round_trip": measured.round_trip.median})
-        entry = {"name": each.name, "what": each.what, "ways": [*each.ways], "steps": steps}
+        entry = {"name": each.name, "what": each.what, "ways": [*each.ways], "memory": each.memory, "steps": steps}
         found["thresholds"].append({**entry, "crossing": crossing(steps)})
-    for what, names, sizes, network in [*BLOCKS[:1], *BLOCKS[-2:]] if smoke else BLOCKS:
+    for best in {best.what: best for best in BLOCKS}.values() if smoke else BLOCKS:
         if progress:
-            progress(f"{what}: {network.name}")
-        found["blocks"].append(blocks(what, names, sizes, Network(8, (4,) * 3) if smoke else network, pace))
+            progress(f"{best.what}: {best.network.name}")
+        found["blocks"].append(blocks(replace(best, network=Network(8, (4,) * 3)) if smoke else best, pace))
     if progress:
         progress("")
     return found
@@ -253,37 +296,58 @@ def crossing(steps: Sequence[dict[str, Any]]) -> int | None:
     return first
 
 
-def blocks(what: str, names: Sequence[str], sizes: Sequence[int], network: Network, pace: Pace) -> dict[str, Any]:
+def price(each: dict[str, Any], now: int) -> str:
+    """What a threshold that is chosen for memory costs in time, on the steps that it sends the second way.
+
+    Example:
+        >>> steps = [{"at": 1, "ratio": 0.5}, {"at": 2, "ratio": 0.8}, {"at": 4, "ratio": 1.1}]
+        >>> of = {"name": "room", "ways": ["at once", "in parts"], "memory": "all is held", "steps": steps}
+        >>> price(of, 1)
+        'room is chosen for memory, as all is held: above 1, in parts takes up to 1.25 times as long as at once.'
+    """
+    first, second = each["ways"]
+    ratios = [step["ratio"] for step in each["steps"] if step["at"] > now]
+    cost = f"{second} takes up to {1 / min(ratios):.2f} times as long as {first}" if ratios else "nothing was measured"
+    return f"{each['name']} is chosen for memory, as {each['memory']}: above {now}, {cost}."
+
+
+def blocks(best: Best, pace: Pace) -> dict[str, Any]:
     """Seconds of forward and backward for blocks of a few sizes."""
-    run = network.contenders("forward+backward")["pyperc"]
-    measured = interleaved({str(size): forced(run, dict.fromkeys(names, size)) for size in sizes}, pace)
+    run = best.network.contenders("forward+backward")["pyperc"]
+    sizes = {str(size): forced(run, {**best.beside, **dict.fromkeys(best.names, size)}) for size in best.sizes}
+    measured = interleaved(sizes, pace)
     seconds = {name: statistics.median(samples.seconds) for name, samples in measured.samples.items()}
-    best = int(min(seconds, key=lambda size: seconds[size]))
-    return {"what": what, "names": [*names], "case": network.name, "seconds": seconds, "best": best}
+    fastest = int(min(seconds, key=lambda size: seconds[size]))
+    return {"what": best.what, "names": [*best.names], "case": best.network.name, "seconds": seconds, "best": fastest}
 
 
 def tables(result: dict[str, Any]) -> str:
     """The crossings beside the thresholds in force, and the ladders."""
-    now = dict(result["now"])
+    now = result["now"]
     summary = Table("Thresholds of the plan", ["", "name", "now", "crossing here"])
     ladders = []
     for each in result["thresholds"]:
         at, first, last = each["crossing"], each["steps"][0]["at"], each["steps"][-1]["at"]
         here = f"above {last}" if at is None else f"{at} or less" if at == first else f"{at}"
-        summary.rows.append([each["what"], each["name"], str(now.pop(each["name"])), here])
+        summary.rows.append([each["what"], each["name"], str(now[each["name"]]), here])
         slow, fast = each["ways"]
         ladder = Table(f"{each['name']}: time of {slow} over {fast}", ["at", "ratio", "threads apart"])
         for step in each["steps"]:
             ladder.rows.append([str(step["at"]), f"{step['ratio']:.2f}", f"{step['round_trip']:.0f} ns"])
         ladders.append(ladder)
-    summary.notes.append("Up to dot_rows, dot_most, few_rows and in_place_bytes inclusive, the first way is taken.")
+    summary.notes.append(
+        "Up to columns_bytes, dw_percent, packed_bytes, in_place_bytes, dot_rows, dot_most and few_rows inclusive, the "
+        "first way is taken."
+    )
     summary.notes.append(
         f"Threads apart: a cache line's way from one to another and back. Above {FAR_APART:.0f} ns their cores have no "
         "cache in common, and what one writes and another reads costs more."
     )
-    summary.notes.append("The others now: " + ", ".join(f"{name} {value}" for name, value in now.items()) + ".")
+    summary.notes += [price(each, now[each["name"]]) for each in result["thresholds"] if each["memory"]]
     for each in result["blocks"]:
-        table = Table(f"{each['what']}, {each['case']}: best {each['best']}", ["", "forward and backward"])
+        there = ", ".join(f"{name} {now[name]}" for name in each["names"])
+        title = f"{each['what']}, {each['case']}: best {each['best']}, now {there}"
+        table = Table(title, ["", "forward and backward"])
         table.rows = [[size, duration(seconds)] for size, seconds in each["seconds"].items()]
         ladders.append(table)
     return "\n\n".join(table.text() for table in [summary, *ladders])
