@@ -195,10 +195,13 @@ def probe(seconds: float = ...) -> float:
     """Peak of fused multiply-adds on torch's threads, GF/s in float32."""
 
 def thresholds(device: str = ...) -> dict[str, int]:
-    """The plan's thresholds, by the names of csrc/cpu/plan.h; of another device those of its plan."""
+    """The plan's thresholds with the ISA in use, by the names of csrc/cpu/plan.h; of another device those of its plan."""
 
 def set_thresholds(values: dict[str, int], device: str = ...) -> None:
     """For tests, which force a path with them, and for tuning; not while a network is running."""
+
+def reset_thresholds() -> None:
+    """Of every ISA, as csrc/cpu/plan.h has them."""
 
 def build() -> dict[str, Any]: ...
 

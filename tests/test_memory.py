@@ -103,10 +103,9 @@ def network_of(activation: str, path: dict[str, int]) -> tuple[torch.nn.Module, 
 
 @pytest.fixture(params=[{"parallel_flops": 1}, {"parallel_flops": 1 << 40}], ids=["two threads", "one thread"])
 def path(request: pytest.FixtureRequest) -> object:
-    before = pyperc._C.thresholds()
     torch.set_num_threads(2)
     yield request.param
-    pyperc._C.set_thresholds(before)
+    pyperc._C.reset_thresholds()
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "identity"])

@@ -70,6 +70,13 @@ PATHS = {
         "product_bytes": 0,
     },
     "everything packed": {"in_place_bytes": -1, "few_rows": -1, "dot_rows": -1, "dot_most": -1},
+    "dw packed in blocks of the batch": {"in_place_bytes": -1, "few_rows": -1, "scratch_bytes": 16 * 1024},
+    "dw packed in blocks of the batch on threads": {
+        "in_place_bytes": -1,
+        "few_rows": -1,
+        "scratch_bytes": 1,
+        "parallel_flops": 1,
+    },
     "nothing packed that can be read": {"in_place_bytes": FAR, "few_rows": FAR},
     "weights read along their rows": {"dot_rows": FAR},
     "weights read along their rows on threads": {"dot_rows": FAR, "parallel_flops": 1},
@@ -81,9 +88,8 @@ SHAPES = [([20, 33, 7], 3), ([20, 33, 40, 7], 70), ([64, 5, 90], 33), ([129, 40]
 
 @pytest.fixture(autouse=True)
 def thresholds() -> Iterator[None]:
-    before = _C.thresholds()
     yield
-    _C.set_thresholds(before)
+    _C.reset_thresholds()
 
 
 @EVERY_DTYPE
@@ -144,6 +150,29 @@ def test_what_threads_share_out(batch: int, sizes: list[int], shared: str) -> No
     plan = pyperc.explain(pyperc.MLP(sizes), torch.randn(batch, sizes[0]))
     assert {layer.threads for layer in plan.layers if layer.run is not None} == {2}
     assert f"threads share {shared}" in str(plan)
+
+
+@pytest.mark.parametrize("split", ["dw summed by rows", "by layers"])
+def test_a_thread_with_a_small_stack(isa: str, split: str) -> None:
+    """What is packed for a backward pass is up to 256 KB a thread."""
+    torch.set_num_threads(1)
+    _C.set_thresholds({"wide_bytes": 0 if split == "by layers" else FAR, "gradient_rows": 0, "dw_percent": FAR})
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            check(draw([200, 256, 100], 300, named("tanh"), torch.float32))
+        except BaseException as error:
+            failed.append(error)
+
+    before = threading.stack_size(128 * 1024)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert not failed, failed
 
 
 def test_unknown_thresholds_are_refused() -> None:

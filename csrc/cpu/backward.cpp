@@ -1,4 +1,5 @@
 // The backward pass of the whole network: ds and db from layer to layer, dw and dx, and the workspace.
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -227,23 +228,34 @@ class BackwardRun {
       const Numbers<S, E>& numbers = run.numbers_;
       const int64_t outs = share.outs.size(), k = operands<E>(m);
       const Weights whole(numbers, layer.x, outs, m, columns);
-      blocks = whole.panel ? run.packed_blocks(k) : 1;
-      const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
       const bool near = run.turned_ds_is_near(l);
       const int64_t unit = whole.unit(numbers.tile());
       const auto at_most = [&](int64_t bytes, int64_t bytes_of_one) {
         columns = std::min(columns, std::max<int64_t>(1, bytes / bytes_of_one / unit) * unit);
       };
+      blocks = whole.panel ? run.packed_blocks(k) : 1;
+      const int64_t rows_of_a = near ? 0 : std::min(outs, numbers.a_block() / numbers.kc());
+      // Sums that wait in dw may be of few samples, so that what is packed of them has room; but of so many columns
+      // that ds, packed again for the next ones, takes no time.
+      const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
+      const auto packed_of_one = [&] { return rows_of_a + (whole.panel ? columns : 0); };
+      if (!near && !sums_outside && k * packed_of_one() > limit) {
+        constexpr int64_t COLUMNS = 256;
+        if (whole.panel) at_most(COLUMNS, 1);
+        const int64_t fitting = std::max<int64_t>(1, limit / packed_of_one());
+        blocks = std::max(blocks, (k + fitting - 1) / fitting);
+      }
+      const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
       // A block of ds that stays in the cache may be read again and again, for few columns each.
       const int64_t bytes_of_x = operands<E>(samples) * static_cast<int64_t>(sizeof(E));
-      if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(ON_STACK / 2, bytes_of_x);
+      if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(KEPT / 2, bytes_of_x);
       if (sums_outside && (blocks > 1 || k > numbers.kc())) {
         at_most(run.plan_.block_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};
       }
       inputs = arena.take<E>(Weights(numbers, layer.x, outs, samples, columns).room(columns));
       activated = arena.take<S>(layer.x.data ? 0 : numbers.activated_room(samples, whole.panel));
-      if (!near) a_block = arena.take<E>(std::min(numbers.a_block(), outs * k));
+      if (!near) a_block = arena.take<E>(rows_of_a * std::min(operands<E>(samples), numbers.kc()));
     }
   };
   // dw = ds^T x over rows [i, i + m) of the batch, for some rows and columns of dw; added to it where `adds`.
@@ -258,8 +270,8 @@ class BackwardRun {
         const Range samples = part(m, TERMS, q, room.blocks);
         Gemm<E> g{};
         g.m = outs.size();
-        g.a = turned_ds(l, t, i + samples.begin);
-        g.a.data += outs.begin;
+        g.a = turned_ds(l, t, i);
+        g.a.data += samples.begin / TERMS * g.a.cs + outs.begin;
         g.a_block = room.a_block;
         Matrix<const S> x = rows_from(layer.x, i + samples.begin);
         if (x.data) x.data += j * x.cs;
@@ -319,16 +331,19 @@ class BackwardRun {
     }
   }
 
-  // f(arena) with the thread's own scratch memory, the same for whatever it does next: on its stack where that will do.
-  static constexpr size_t ON_STACK = 256 * 1024;
+  // f(arena) with the thread's own scratch memory, the same for whatever it does next: what it keeps, if that will do.
+  static constexpr size_t KEPT = 256 * 1024;
+  static char* kept() {
+    struct alignas(64) Scratch {
+      char memory[KEPT];
+    };
+    // Not on the stack, which another thread than the first may have little of.
+    thread_local const auto scratch = std::make_unique_for_overwrite<Scratch>();
+    return scratch->memory;
+  }
   template <class F>
   void with_scratch(int64_t t, F f) const {
-    if (scratch_) {
-      f(Arena(scratch_ + t * static_cast<int64_t>(scratch_size_)));
-    } else {
-      alignas(64) char memory[ON_STACK];
-      f(Arena(memory));
-    }
+    f(Arena(scratch_ ? scratch_ + t * static_cast<int64_t>(scratch_size_) : kept()));
   }
   template <class F>
   void lay_out_scratch(Arena& arena, F most) {
@@ -339,7 +354,7 @@ class BackwardRun {
       scratch_size_ = std::max(scratch_size_, count.used());
     });
     scratch_ = nullptr;
-    if (scratch_size_ > ON_STACK) {
+    if (scratch_size_ > KEPT) {
       scratch_ = arena.take<char>(plan_.threads * static_cast<int64_t>(scratch_size_));
     }
   }
@@ -378,10 +393,13 @@ class BackwardRun {
           const LayerSpec& spec = pass_.layers[l].spec;
           if (has_product(l)) most([&](Arena& a) { ProductRoom(*this, l, plan_.chunk, spec.in, 0, a); });
           if (!has_dw(l)) continue;
-          for (int64_t t = 0; t < (sums_dw ? 1 : threads); ++t) {
+          for (int64_t t = 0; t < threads; ++t) {
             const Share share = sums_dw ? Share{{0, spec.out}, {0, spec.in}} : share_of_dw(l, t);
-            if (share.outs.size() && share.ins.size()) {
-              most([&](Arena& a) { GradientRoom(*this, l, sums_dw ? plan_.chunk : pass_.batch, share, a); });
+            if (share.outs.size() == 0 || share.ins.size() == 0) continue;
+            const int64_t rows = rows_of(t).size();
+            // The rest of the rows may be packed in fewer blocks than a chunk, and so need more room.
+            for (const int64_t m : {std::min(plan_.chunk, rows), rows % plan_.chunk}) {
+              if (m > 0) most([&](Arena& a) { GradientRoom(*this, l, sums_dw ? m : pass_.batch, share, a); });
             }
           }
         }
@@ -561,7 +579,7 @@ class BackwardRun {
     const int64_t depth = at_once ? spec.out : std::min(spec.out, packed_depth());
     const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
-    int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{ON_STACK};  // rows are copied for each
+    int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{KEPT};  // rows are copied for each
     if (roomy) {
       bytes = std::min((input / 2 + thresholds().packed_bytes) / plan_.threads, thresholds().product_bytes);
     }

@@ -1,5 +1,6 @@
 // c = init + a b with its epilogue: the microkernel and the loops around it. Included inside the anonymous namespace of
-// an ISA file, which defines MR and ACCUMULATORS beside BYTES.
+// an ISA file, which defines beside BYTES the tile, MR and ACCUMULATORS; UNROLL, the steps of k in an iteration; and
+// FETCHES, whether each step fetches some of the next panel.
 //
 //                 n                        A tile of c stays in registers while p runs over k: each step loads one row
 //           +-----------+                  of the b panel (VECTORS vectors) and broadcasts one column of a (ROWS
@@ -90,11 +91,14 @@ void microkernel(const Micro<E>& g, const Parameters& parameters) {
       for (int j = 0; j < VECTORS; ++j) acc[i][j] = multiply_add<E>(a, row[j], acc[i][j]);
     }
     b += ldb;
-    __builtin_prefetch(next, 0, 2);
-    next += next_step;
+    if constexpr (FETCHES) {
+      __builtin_prefetch(next, 0, 2);
+      next += next_step;
+    }
   };
   if constexpr (UNIT == Unit::Column) {
     const E* a = g.a;
+    PYPERC_UNROLL_BY(UNROLL)
     for (int64_t p = 0; p < k; ++p, a += g.stride) {
       step([&](int i) __attribute__((always_inline)) { return a[i]; });
     }
@@ -106,6 +110,7 @@ void microkernel(const Micro<E>& g, const Parameters& parameters) {
     PYPERC_UNROLL
     for (int i = 0; i < GROUPS; ++i) a[i] = g.a + 3 * i * g.stride;
     const int64_t stride = g.stride;
+    PYPERC_UNROLL_BY(UNROLL)
     for (int64_t p = 0; p < k; ++p) {
       step([&](int i) __attribute__((always_inline)) { return a[i / 3][(i % 3) * stride]; });
       PYPERC_UNROLL
@@ -272,27 +277,40 @@ void strip(const Gemm<E>& g, const MicrokernelTable<E>& table, const Block<E>& b
   }
 }
 
+// Some columns of a tile of a: moves of a constant size, where a tile's height is seldom that of a vector.
+template <class E, int ROWS>
+void pack_tile(const E* from, int64_t cs, int64_t columns, E* to) {
+  constexpr int64_t AHEAD = 16;
+  for (int64_t p = 0; p < columns; ++p, from += cs, to += ROWS) {
+    __builtin_prefetch(from + AHEAD * cs, 0, 2);
+    __builtin_memcpy(to, from, ROWS * sizeof(E));
+  }
+}
+template <class E>
+struct PackTable {
+  void (*of[MR + 1])(const E*, int64_t, int64_t, E*) = {};
+};
+template <class E, int... I>
+constexpr PackTable<E> make_pack_table(Indices<I...>) {
+  PackTable<E> table;
+  ((table.of[I + 1] = pack_tile<E, I + 1>), ...);
+  return table;
+}
+
 // A block of a whose columns are contiguous, tile by tile, so that the microkernel reads one stream:
 // tile 0: a(0..13, 0), a(0..13, 1), ...; tile 1: ...
 // Some columns at a time, as many as stay in the first-level cache where they lie a power of two apart, so that the
 // tiles share each line, and the lines of later ones fetched meanwhile.
 template <class E>
 void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
-  constexpr int W = WIDTH<Sum<E>>;
-  constexpr int64_t AT_ONCE = 8, AHEAD = 16;
+  static constexpr PackTable<E> table = make_pack_table<E>(typename MakeIndices<MR>::type{});
+  constexpr int64_t AT_ONCE = 8;
   const Tiles tiles(m, MR);
-  for (int64_t first = 0; first < k; first += AT_ONCE) {
-    const int64_t last = first + AT_ONCE < k ? first + AT_ONCE : k;
+  for (int64_t p = 0; p < k; p += AT_ONCE) {
+    const int64_t columns = k - p < AT_ONCE ? k - p : AT_ONCE;
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int rows = tiles.rows(t);
-      const E* from = a + first * cs + tiles.begin(t);
-      E* to = packed + tiles.begin(t) * k + first * rows;
-      for (int64_t p = first; p < last; ++p, from += cs, to += rows) {
-        __builtin_prefetch(from + AHEAD * cs, 0, 2);
-        int i = 0;
-        for (; i + W <= rows; i += W) store(to + i, load(from + i));
-        if (i < rows) store_partial(to + i, load_partial(from + i, rows - i), rows - i);
-      }
+      table.of[rows](a + p * cs + tiles.begin(t), cs, columns, packed + tiles.begin(t) * k + p * rows);
     }
   }
 }

@@ -1,12 +1,32 @@
 // The plan of a pass, from the table of thresholds.
 #include "plan.h"
 
+#include "dispatch.h"
+
 namespace pyperc {
 
-Thresholds& thresholds() {
-  static Thresholds table;
-  return table;
+namespace {
+
+struct Tables {
+  Thresholds wide, narrow;
+  Tables() {
+#define X(name, wide_value, narrow_value) narrow.name = narrow_value;
+    PYPERC_THRESHOLDS(X)
+#undef X
+  }
+};
+Tables& tables() {
+  static Tables both;
+  return both;
 }
+
+}  // namespace
+
+Thresholds& thresholds() {
+  constexpr int WIDE = 64 / sizeof(float);
+  return isa().f32.tile.width >= WIDE ? tables().wide : tables().narrow;
+}
+void reset_thresholds() { tables() = Tables(); }
 
 bool in_place(int64_t bytes) {
   // Rows a multiple of this apart fall on the same sets of the first-level cache.

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "../cpu/dispatch.h"
+#include "../cpu/plan.h"
 #include "autograd.h"
 #include "backend.h"
 #include "linear_model.h"
@@ -282,6 +283,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("round_trip", &round_trip, py::call_guard<py::gil_scoped_release>());
   m.def("thresholds", &table_of_thresholds, py::arg("device") = "cpu");
   m.def("set_thresholds", &set_thresholds, py::arg("values"), py::arg("device") = "cpu");
+  m.def("reset_thresholds", &reset_thresholds);
   m.def("build", &build);
 
   register_linear_model(m);

@@ -364,7 +364,7 @@ NetworkPlan plan_on_cpu(const Tensor& x, const Network& network) {
 
 std::vector<Threshold> cpu_thresholds() {
   Thresholds& table = thresholds();
-#define X(name, value) {#name, &table.name},
+#define X(name, wide, narrow) {#name, &table.name},
   return {PYPERC_THRESHOLDS(X)};
 #undef X
 }

@@ -60,6 +60,13 @@ BLOCKS = [
         for network in (Network(256, (512,) * 5), Network(1024, (1024,) * 4))
     ),
     Best(
+        "bytes of x and ds packed at once for dw",
+        ("scratch_bytes",),
+        tuple(1 << i for i in range(16, 22)),
+        Network(512, (512,) * 4),
+        {"in_place_bytes": 0},
+    ),
+    Best(
         "bytes of a block of dx's columns",
         ("product_bytes",),
         tuple(1 << i for i in range(20, 25)),

@@ -7,6 +7,8 @@ namespace {
 
 constexpr int BYTES = 0;
 constexpr int MR = 4, ACCUMULATORS = 8;
+constexpr int UNROLL = 1;
+constexpr bool FETCHES = true;
 
 #include "../simd.inl"
 
