@@ -1,4 +1,4 @@
-"""The native engine: one call of csrc/torch/step.cpp over the model's parameters and the optimizer's state."""
+"""The native engine: one call of csrc/torch/step_call.cpp over the model's parameters and the optimizer's state."""
 
 from __future__ import annotations
 
