@@ -37,6 +37,135 @@ void check_layers(const State& state) {
   }
 }
 
+py::sequence sequence(PyObject* object) { return py::reinterpret_borrow<py::sequence>(object); }
+
+void check_length(PyObject* list, const char* name, size_t expected) {
+  TORCH_CHECK_VALUE(py::len(py::handle(list)) == expected, "step: ", name, " must have ", expected, " entries, got ",
+                    py::len(py::handle(list)));
+}
+
+void read_optimizer(State& state, const char* optimizer, PyObject* groups) {
+  for (const py::handle group : sequence(groups)) {
+    TORCH_CHECK_TYPE(PyDict_Check(group.ptr()), "step: groups must hold dicts, got ", Py_TYPE(group.ptr())->tp_name);
+    state.groups.push_back(py::reinterpret_borrow<py::object>(group));
+  }
+  state.settings.resize(state.groups.size());
+  state.optimizer = optimizer_of(optimizer);
+  for (const Setting& setting : optimizer_list()[static_cast<size_t>(state.optimizer)].settings) {
+    state.keys.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(setting.name)));
+  }
+}
+
+void read_parameters(State& state, PyObject* weights, PyObject* biases, PyObject* group_of, PyObject* states,
+                     PyObject* counts) {
+  const size_t depth = state.depth();
+  state.parameters.resize(2 * depth);
+  for (size_t i = 0; i < 2 * depth; ++i) {
+    Learned& p = state.parameters[i];
+    const py::object value = i < depth ? sequence(weights)[i] : sequence(biases)[i - depth];
+    if (i < depth || !value.is_none()) {
+      p.value = tensor(value.ptr(), i < depth ? "weights" : "biases");
+      p.object = value;
+    }
+    p.group = py::object(sequence(group_of)[i]).cast<int>();
+    TORCH_CHECK_VALUE(p.group >= -1 && p.group < static_cast<int>(state.groups.size()), "step: group_of must hold ",
+                      "numbers of groups, or -1, got ", p.group);
+    p.count = py::object(sequence(counts)[i]).cast<int64_t>();
+    const py::object own = sequence(states)[i];
+    if (own.is_none()) continue;
+    const py::sequence list = own;
+    TORCH_CHECK_VALUE(list.size() <= MAX_STATES, "step: state[", i, "] must have at most ", MAX_STATES, " entries");
+    for (size_t s = 0; s < list.size(); ++s) {
+      const py::object entry = list[s];
+      if (!entry.is_none()) p.state[s] = tensor(entry.ptr(), "state");
+    }
+  }
+  state.dtype = state.parameters[0].value.scalar_type();
+  TORCH_CHECK_TYPE(state.dtype == at::kBFloat16 || state.dtype == at::kFloat || state.dtype == at::kDouble,
+                   "step: weights must be float32, float64 or bfloat16, got ", text(state.dtype));
+}
+
+void read_masters(State& state, PyObject* masters) {
+  if (masters && masters != Py_None) check_length(masters, "masters", state.parameters.size());
+  if (state.dtype != at::kBFloat16) return;
+  for (size_t i = 0; i < state.parameters.size(); ++i) {
+    Learned& p = state.parameters[i];
+    if (!p.value.defined() || p.group < 0) continue;
+    TORCH_CHECK_TYPE(masters && masters != Py_None, "step: masters must be given for bfloat16 parameters");
+    p.master = tensor(py::object(sequence(masters)[i]).ptr(), "masters");
+    check(p.master, c10::str("masters[", i, "]"), at::kFloat, p.value.sizes());
+    TORCH_CHECK_VALUE(p.master.is_contiguous(), "step: masters[", i, "] must be contiguous");
+  }
+}
+
+void check_states(const State& state) {
+  for (size_t i = 0; i < state.parameters.size(); ++i) {
+    const Learned& p = state.parameters[i];
+    int64_t stride = 0;
+    for (const Tensor& s : p.state) {
+      if (!s.defined()) continue;
+      check(s, c10::str("state[", i, "]"), wide(state.dtype), p.value.sizes());
+      TORCH_CHECK_VALUE(stride == 0 || row_stride(s) == stride, "step: the tensors of state[", i,
+                        "] must have the same strides");
+      stride = row_stride(s);
+    }
+  }
+}
+
+void read_dropout(State& state, PyObject* dropout) {
+  for (const py::handle p : sequence(dropout)) {
+    state.dropout.push_back(p.cast<double>());
+    TORCH_CHECK_VALUE(state.dropout.back() >= 0 && state.dropout.back() <= 1, "step: dropout must hold probabilities, ",
+                      "got ", state.dropout.back());
+    state.drops = state.drops || state.dropout.back() > 0;
+  }
+  TORCH_CHECK_VALUE(state.dropout.back() == 0, "step: dropout after the last layer must be 0, got ",
+                    state.dropout.back());
+}
+
+void read_loss(State& state, const char* loss, PyObject* loss_parameters, const char* reduction, const char* on_nan,
+               PyObject* class_weight, double label_smoothing) {
+  state.loss = LossChoice(loss, py::handle(loss_parameters).cast<std::vector<double>>());
+  const std::string kind = reduction, nan = on_nan;
+  TORCH_CHECK_VALUE(kind == "mean" || kind == "sum", "step: reduction must be mean or sum, got '", kind, "'");
+  state.reduction = kind == "mean" ? Reduction::Mean : Reduction::Sum;
+  TORCH_CHECK_VALUE(nan == "raise" || nan == "ignore", "step: on_nan must be raise or ignore, got '", nan, "'");
+  state.on_nan = nan == "raise" ? OnNan::Stop : OnNan::Ignore;
+  state.class_weight = optional_tensor(class_weight, "class_weight");
+  const bool row = state.loss.over() == LossOver::Row;
+  if (state.class_weight.defined()) {
+    if (state.dtype == at::kBFloat16) state.class_weight = state.class_weight.to(at::kFloat);
+    check(state.class_weight, "class_weight", wide(state.dtype), {state.outputs()});
+  }
+  TORCH_CHECK_VALUE(row || (!state.class_weight.defined() && label_smoothing == 0), "step: class_weight and ",
+                    "label_smoothing are for cross_entropy alone, got loss '", loss, "'");
+  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1, "step: label_smoothing must be between 0 and 1, got ",
+                    label_smoothing);
+  state.label_smoothing = label_smoothing;
+}
+
+void read_watched(State& state, PyObject* watched) {
+  const auto is_dict = [](const py::object& object) {
+    TORCH_CHECK_TYPE(PyDict_Check(object.ptr()), "step: watched must begin with dicts, got ",
+                     Py_TYPE(object.ptr())->tp_name);
+    return object;
+  };
+  for (const py::handle entry : sequence(watched)) {
+    const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
+    state.watched.push_back({is_dict(t[0]), t[1], t[2]});
+  }
+}
+
+void read_sizes(State& state, PyObject* sizes) {
+  for (const py::handle entry : sequence(sizes)) {
+    const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
+    const py::object entries = t[0];
+    TORCH_CHECK_TYPE(PyDict_Check(entries.ptr()) || PyList_Check(entries.ptr()),
+                     "step: sizes must begin with dicts or lists, got ", Py_TYPE(entries.ptr())->tp_name);
+    state.sizes.push_back({entries, py::object(t[1]).cast<Py_ssize_t>()});
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<State> new_state(PyObject* args, PyObject* keywords) {
@@ -57,102 +186,23 @@ std::unique_ptr<State> new_state(PyObject* args, PyObject* keywords) {
     return nullptr;
   }
   auto state = std::make_unique<State>();
-  const auto sequence = [](PyObject* object) { return py::reinterpret_borrow<py::sequence>(object); };
   state->chain = *py::handle(chain).cast<const Chain*>();
-  const size_t depth = state->chain.size();
+  const size_t depth = state->depth();
   TORCH_CHECK_VALUE(depth >= 1, "step: the chain must have at least one layer");
-  const auto length = [&](PyObject* list, const char* name, size_t expected) {
-    TORCH_CHECK_VALUE(py::len(py::handle(list)) == expected, "step: ", name, " must have ", expected, " entries, got ",
-                      py::len(py::handle(list)));
-  };
-  length(weights, "weights", depth);
-  length(biases, "biases", depth);
-  length(dropout, "dropout", depth);
-  length(group_of, "group_of", 2 * depth);
-  length(states, "state", 2 * depth);
-  length(counts, "counts", 2 * depth);
-  state->parameters.resize(2 * depth);
-  for (const py::handle group : sequence(groups)) {
-    TORCH_CHECK_TYPE(PyDict_Check(group.ptr()), "step: groups must hold dicts, got ", Py_TYPE(group.ptr())->tp_name);
-    state->groups.push_back(py::reinterpret_borrow<py::object>(group));
-  }
-  state->settings.resize(state->groups.size());
-  state->optimizer = optimizer_of(optimizer);
-  for (const Setting& setting : optimizer_list()[static_cast<size_t>(state->optimizer)].settings) {
-    state->keys.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(setting.name)));
-  }
-  for (size_t i = 0; i < 2 * depth; ++i) {
-    Learned& p = state->parameters[i];
-    const py::object value = i < depth ? sequence(weights)[i] : sequence(biases)[i - depth];
-    if (i < depth || !value.is_none()) {
-      p.value = tensor(value.ptr(), i < depth ? "weights" : "biases");
-      p.object = value;
-    }
-    p.group = py::object(sequence(group_of)[i]).cast<int>();
-    TORCH_CHECK_VALUE(p.group >= -1 && p.group < static_cast<int>(state->groups.size()), "step: group_of must hold ",
-                      "numbers of groups, or -1, got ", p.group);
-    p.count = py::object(sequence(counts)[i]).cast<int64_t>();
-    const py::object own = sequence(states)[i];
-    if (own.is_none()) continue;
-    const py::sequence list = own;
-    TORCH_CHECK_VALUE(list.size() <= MAX_STATES, "step: state[", i, "] must have at most ", MAX_STATES, " entries");
-    for (size_t s = 0; s < list.size(); ++s) {
-      const py::object entry = list[s];
-      if (!entry.is_none()) p.state[s] = tensor(entry.ptr(), "state");
-    }
-  }
-  state->dtype = state->parameters[0].value.scalar_type();
-  const bool narrow = state->dtype == at::kBFloat16;
-  TORCH_CHECK_TYPE(narrow || state->dtype == at::kFloat || state->dtype == at::kDouble,
-                   "step: weights must be float32, float64 or bfloat16, got ", text(state->dtype));
-  if (masters && masters != Py_None) length(masters, "masters", 2 * depth);
-  for (size_t i = 0; narrow && i < 2 * depth; ++i) {
-    Learned& p = state->parameters[i];
-    if (!p.value.defined() || p.group < 0) continue;
-    TORCH_CHECK_TYPE(masters && masters != Py_None, "step: masters must be given for bfloat16 parameters");
-    p.master = tensor(py::object(sequence(masters)[i]).ptr(), "masters");
-    check(p.master, c10::str("masters[", i, "]"), at::kFloat, p.value.sizes());
-    TORCH_CHECK_VALUE(p.master.is_contiguous(), "step: masters[", i, "] must be contiguous");
-  }
+  check_length(weights, "weights", depth);
+  check_length(biases, "biases", depth);
+  check_length(dropout, "dropout", depth);
+  check_length(group_of, "group_of", 2 * depth);
+  check_length(states, "state", 2 * depth);
+  check_length(counts, "counts", 2 * depth);
+  read_optimizer(*state, optimizer, groups);
+  read_parameters(*state, weights, biases, group_of, states, counts);
+  read_masters(*state, masters);
   check_layers(*state);
-  int64_t row_stride_of_state = 0;
-  for (size_t i = 0; i < 2 * depth; ++i) {
-    const Learned& p = state->parameters[i];
-    row_stride_of_state = 0;
-    for (const Tensor& s : p.state) {
-      if (!s.defined()) continue;
-      check(s, c10::str("state[", i, "]"), wide(state->dtype), p.value.sizes());
-      TORCH_CHECK_VALUE(row_stride_of_state == 0 || row_stride(s) == row_stride_of_state, "step: the tensors of state[",
-                        i, "] must have the same strides");
-      row_stride_of_state = row_stride(s);
-    }
-  }
-  for (const py::handle p : sequence(dropout)) {
-    state->dropout.push_back(p.cast<double>());
-    TORCH_CHECK_VALUE(state->dropout.back() >= 0 && state->dropout.back() <= 1,
-                      "step: dropout must hold probabilities, ", "got ", state->dropout.back());
-    state->drops = state->drops || state->dropout.back() > 0;
-  }
-  TORCH_CHECK_VALUE(state->dropout.back() == 0, "step: dropout after the last layer must be 0, got ",
-                    state->dropout.back());
-  state->loss = LossChoice(loss, py::handle(loss_parameters).cast<std::vector<double>>());
-  const std::string kind = reduction, nan = on_nan;
-  TORCH_CHECK_VALUE(kind == "mean" || kind == "sum", "step: reduction must be mean or sum, got '", kind, "'");
-  state->reduction = kind == "mean" ? Reduction::Mean : Reduction::Sum;
-  TORCH_CHECK_VALUE(nan == "raise" || nan == "ignore", "step: on_nan must be raise or ignore, got '", nan, "'");
-  state->on_nan = nan == "raise" ? OnNan::Stop : OnNan::Ignore;
-  state->class_weight = optional_tensor(class_weight, "class_weight");
-  const bool row = state->loss.over() == LossOver::Row;
-  if (state->class_weight.defined()) {
-    if (narrow) state->class_weight = state->class_weight.to(at::kFloat);
-    check(state->class_weight, "class_weight", wide(state->dtype), {state->outputs()});
-  }
-  TORCH_CHECK_VALUE(row || (!state->class_weight.defined() && label_smoothing == 0), "step: class_weight and ",
-                    "label_smoothing are for cross_entropy alone, got loss '", loss, "'");
-  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1, "step: label_smoothing must be between 0 and 1, got ",
-                    label_smoothing);
+  check_states(*state);
+  read_dropout(*state, dropout);
+  read_loss(*state, loss, loss_parameters, reduction, on_nan, class_weight, label_smoothing);
   TORCH_CHECK_VALUE(max_norm > 0, "step: max_norm must be positive, got ", max_norm);
-  state->label_smoothing = label_smoothing;
   state->ignore_index = ignore_index;
   state->max_norm = max_norm;
   if (generator && generator != Py_None) {
@@ -160,28 +210,11 @@ std::unique_ptr<State> new_state(PyObject* args, PyObject* keywords) {
                      Py_TYPE(generator)->tp_name);
     state->generator = THPGenerator_Unwrap(generator);
   }
+  const bool narrow = state->dtype == at::kBFloat16;
   TORCH_CHECK_VALUE(narrow || !masters || masters == Py_None, "step: masters are for 16-bit parameters");
   TORCH_CHECK_TYPE(!narrow || !state->drops, "step: dropout must be 0 for bfloat16 parameters");
-  const auto is_dict = [](const py::object& object) {
-    TORCH_CHECK_TYPE(PyDict_Check(object.ptr()), "step: watched must begin with dicts, got ",
-                     Py_TYPE(object.ptr())->tp_name);
-    return object;
-  };
-  if (watched) {
-    for (const py::handle entry : sequence(watched)) {
-      const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
-      state->watched.push_back({is_dict(t[0]), t[1], t[2]});
-    }
-  }
-  if (sizes) {
-    for (const py::handle entry : sequence(sizes)) {
-      const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
-      const py::object entries = t[0];
-      TORCH_CHECK_TYPE(PyDict_Check(entries.ptr()) || PyList_Check(entries.ptr()),
-                       "step: sizes must begin with dicts or lists, got ", Py_TYPE(entries.ptr())->tp_name);
-      state->sizes.push_back({entries, py::object(t[1]).cast<Py_ssize_t>()});
-    }
-  }
+  if (watched) read_watched(*state, watched);
+  if (sizes) read_sizes(*state, sizes);
   return state;
 }
 
