@@ -14,6 +14,13 @@ import pyperc
 
 F32, F64 = torch.float32, torch.float64
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+# Without state, and with each kind of it.
+STATES: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"lr": 0.1}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
+    ("adam", {"lr": 0.01, "weight_decay": 0.1}),
+    ("adamw", {"lr": 0.01, "amsgrad": True}),
+]
 Batch = tuple[Tensor, Tensor]
 
 
