@@ -195,7 +195,7 @@ def probe(seconds: float = ...) -> float:
     """Peak of fused multiply-adds on torch's threads, GF/s in float32."""
 
 def thresholds(device: str = ...) -> dict[str, int]:
-    """The plan's thresholds with the ISA in use, by the names of csrc/cpu/plan.h; of another device those of its plan."""
+    """The plan's thresholds for the ISA in use, by the names of csrc/cpu/plan.h; of another device its plan's."""
 
 def set_thresholds(values: dict[str, int], device: str = ...) -> None:
     """For tests, which force a path with them, and for tuning; not while a network is running."""

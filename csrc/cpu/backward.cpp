@@ -235,15 +235,19 @@ class BackwardRun {
       };
       blocks = whole.panel ? run.packed_blocks(k) : 1;
       const int64_t rows_of_a = near ? 0 : std::min(outs, numbers.a_block() / numbers.kc());
-      // Sums that wait in dw may be of few samples, so that what is packed of them has room; but of so many columns
-      // that ds, packed again for the next ones, takes no time.
+      // What is packed has room of its own in fewer columns, for each of which ds is packed again, so that they may not
+      // be very few; and in fewer samples, where sums wait in dw.
       const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
       const auto packed_of_one = [&] { return rows_of_a + (whole.panel ? columns : 0); };
-      if (!near && !sums_outside && k * packed_of_one() > limit) {
-        constexpr int64_t COLUMNS = 256;
-        if (whole.panel) at_most(COLUMNS, 1);
-        const int64_t fitting = std::max<int64_t>(1, limit / packed_of_one());
-        blocks = std::max(blocks, (k + fitting - 1) / fitting);
+      if (!near && (k + blocks - 1) / blocks * packed_of_one() > limit) {
+        constexpr int64_t LEAST = 96, FEW = 256;
+        if (sums_outside) {
+          if (DIRECT) at_most(std::max(LEAST, limit * blocks / k - rows_of_a), 1);
+        } else {
+          if (whole.panel) at_most(FEW, 1);
+          const int64_t fitting = std::max<int64_t>(1, limit / packed_of_one());
+          blocks = std::max(blocks, (k + fitting - 1) / fitting);
+        }
       }
       const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
       // A block of ds that stays in the cache may be read again and again, for few columns each.
@@ -583,7 +587,8 @@ class BackwardRun {
     if (roomy) {
       bytes = std::min((input / 2 + thresholds().packed_bytes) / plan_.threads, thresholds().product_bytes);
     }
-    if (descends(l)) bytes = plan_.block_bytes;
+    // Beside as much of x and of the sums; of ds too, where that is packed.
+    if (descends(l)) bytes = turned_ds_is_near(l) ? plan_.block_bytes : plan_.block_bytes * 2 / 3;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
     const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);
     return {rows, columns, depth, w.room(columns)};

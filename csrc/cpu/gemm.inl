@@ -1,6 +1,6 @@
 // c = init + a b with its epilogue: the microkernel and the loops around it. Included inside the anonymous namespace of
-// an ISA file, which defines beside BYTES the tile, MR and ACCUMULATORS; UNROLL, the steps of k in an iteration; and
-// FETCHES, whether each step fetches some of the next panel.
+// an ISA file, which defines beside BYTES the tile, MR and ACCUMULATORS; A_BLOCK, below; UNROLL, the steps of k in an
+// iteration; and FETCHES, whether each step fetches some of the next panel.
 //
 //                 n                        A tile of c stays in registers while p runs over k: each step loads one row
 //           +-----------+                  of the b panel (VECTORS vectors) and broadcasts one column of a (ROWS
@@ -12,11 +12,11 @@
 //   +-----+ +-----------+
 
 // Cache blocks. A panel of KC x NR (128 KB in float32 at AVX-512) streams from the second-level cache, where the block
-// of MC x KC of a stays beside it. Measured on Zen 5 at 1024 and 2048 cubed: 512 runs 5 to 10% faster than 256 or 384,
-// 1024 another 7 to 9%.
+// of MC x KC of a stays beside it: A_BLOCK bytes, by the ISA's processors. Measured on Zen 5 at 1024 and 2048 cubed:
+// 512 runs 5 to 10% faster than 256 or 384, 1024 another 7 to 9%.
 constexpr int64_t KC = 1024;
 template <class E>
-constexpr int64_t MC = 448 * 1024 / (KC * static_cast<int64_t>(sizeof(E))) / MR * MR;
+constexpr int64_t MC = A_BLOCK / (KC * static_cast<int64_t>(sizeof(E))) / MR * MR;
 
 enum class Unit { Row, Column };  // which stride of a is 1: along a row (cs), or along a column (rs)
 
@@ -230,28 +230,28 @@ struct Tiles {
   int rows(int64_t t) const { return static_cast<int>(begin(t + 1) - begin(t)); }
 };
 
-// A block of rows [i, i + m) of c and of k: where it begins in a, b and init, and how a is read; what becomes of its
-// tiles.
+// A block of rows [i, i + m) of c and of k: where it begins in a and init, and how a is read; what becomes of its
+// tiles. `micro` is the next tile's, written in place: a copy of it for each strip, read in other pieces than it has
+// just been written in, waits for those writes, which took half of the time where k is 1.
 template <class E>
 struct Block {
   int64_t i, m;
-  const E* packed_a;  // null: in place
+  const E *a, *packed_a;  // packed_a null: in place
+  const Sum<E>* init;
   Micro<E> micro;
   MapFunction<Sum<E>> map;
   decltype(Gemm<E>::finished) finished;
 };
 
-// Columns [j, j + columns) of a block of c, at most a panel.
+// Columns [j, j + columns) of a block of c, at most a panel, which begins at micro.b.
 template <class E>
-void strip(const Gemm<E>& g, const MicrokernelTable<E>& table, const Block<E>& block, int vectors, int64_t j,
+void strip(const Gemm<E>& g, const MicrokernelTable<E>& table, Block<E>& block, int vectors, int64_t j,
            int64_t columns) {
   using T = Sum<E>;
   constexpr Tile tile = tile_of(WIDTH<T>);
   alignas(64) T scratch[ACCUMULATORS * WIDTH<T>];
   const Unit unit = g.a.cs == 1 ? Unit::Row : Unit::Column;
-  Micro<E> micro = block.micro;
-  const E* a = micro.a;
-  const T* init = micro.init;
+  Micro<E>& micro = block.micro;
   for (int64_t taken; columns > 0; j += taken, columns -= taken, micro.b += taken) {
     // Full vectors in the widest tile that fits, then the partial one.
     while (vectors > 1 && vectors * tile.width > columns) vectors /= 2;
@@ -265,11 +265,11 @@ void strip(const Gemm<E>& g, const MicrokernelTable<E>& table, const Block<E>& b
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t i = tiles.begin(t);
       const int rows = tiles.rows(t);
-      micro.a = block.packed_a ? block.packed_a + i * micro.k : a + i * g.a.rs;
+      micro.a = block.packed_a ? block.packed_a + i * micro.k : block.a + i * g.a.rs;
       if (block.packed_a) micro.stride = rows;
       micro.next = g.panel ? micro.b + g.ldb + t * micro.next_step * micro.k : micro.b;
       micro.c = g.c ? g.c + (block.i + i) * g.ldc + j : scratch;
-      micro.init = init ? init + i * micro.ld_init + j : nullptr;
+      micro.init = block.init ? block.init + i * micro.ld_init + j : nullptr;
       (partial ? table.partial[static_cast<int>(unit)][rows] : table.get(unit, vectors, rows))(micro, g.parameters);
       if (block.map) finish(g, block.map, micro.c, micro.ldc, block.i + i, j, rows, taken);
       if (block.finished) block.finished(g.context, micro.c, micro.ldc, block.i + i, j, rows, taken);
@@ -315,23 +315,65 @@ void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
   }
 }
 
+// A product that does next to nothing but write c, from K rows of b in place: row by row, which takes a tile's sums in
+// a tile's order, so that strides change no bit.
+template <class T, int K>
+void write_rows(const Gemm<T>& g) {
+  constexpr int W = WIDTH<T>;
+  const int64_t whole = g.n / W * W;
+  const int tail = static_cast<int>(g.n - whole);
+  const MapFunction<T> map = map_of(g);
+  for (int64_t i = 0; i < g.m; ++i) {
+    T* const c = g.c + i * g.ldc;
+    const T* const init = g.init ? g.init + i * g.ld_init : nullptr;
+    Vector<T> a[K];
+    PYPERC_UNROLL
+    for (int p = 0; p < K; ++p) a[p] = broadcast(g.a.data[i * g.a.rs + p * g.a.cs]);
+    const auto sums = [&](int64_t j, auto read) __attribute__((always_inline)) {
+      Vector<T> sum{};
+      PYPERC_UNROLL
+      for (int p = 0; p < K; ++p) sum = fma(a[p], read(g.b + p * g.ldb + j), sum);
+      return init ? sum + read(init + j) : sum;
+    };
+    for (int64_t j = 0; j < whole; j += W) {
+      store(c + j, sums(j, [](const T* q) __attribute__((always_inline)) { return load(q); }));
+    }
+    if (tail) {
+      const auto read = [&](const T* q) __attribute__((always_inline)) { return load_partial(q, tail); };
+      store_partial(c + whole, sums(whole, read), tail);
+    }
+    if (map) finish(g, map, c, g.ldc, i, 0, 1, g.n);
+    if (g.finished) g.finished(g.context, c, g.ldc, i, 0, 1, g.n);
+  }
+}
+
 template <class E>
 void gemm(const Gemm<E>& g) {
   using T = Sum<E>;
   constexpr Tile tile = tile_of(WIDTH<T>);
-  // A product that does next to nothing but write c goes along its rows, and one that does next to nothing but read b
-  // along the rows of that, as many at once as prefetchers follow; packed or not, so that strides change no bit.
   constexpr int64_t FEW = 4, STREAMS = 16;
-  const bool wide = g.n > Tile::WIDEST * tile.width, writes = wide && g.k <= FEW, reads = wide && g.m <= FEW && g.c;
-  const int vectors = g.panel ? static_cast<int>(g.panel / tile.width) : writes ? Tile::WIDEST : tile.vectors(g.m);
-  const int64_t width = vectors * tile.width;
-  const int64_t row_block = writes && !g.panel ? tile.rows(vectors) : MC<E>, k_block = reads ? STREAMS : KC;
+  const bool wide = g.n > Tile::WIDEST * tile.width && g.c;
+  if constexpr (Operands<E>::TERMS == 1) {
+    if (wide && !g.panel) {
+      switch (g.k) {
+        case 1: return write_rows<E, 1>(g);
+        case 2: return write_rows<E, 2>(g);
+        case 3: return write_rows<E, 3>(g);
+        case 4: return write_rows<E, 4>(g);
+      }
+    }
+  }
+  // A product that does next to nothing but read b goes along the rows of that, as many at once as prefetchers follow;
+  // packed or not, so that strides change no bit.
+  const bool reads = wide && g.m <= FEW;
+  const int vectors = g.panel ? static_cast<int>(g.panel / tile.width) : tile.vectors(g.m);
+  const int64_t width = vectors * tile.width, row_block = MC<E>, k_block = reads ? STREAMS : KC;
   const MicrokernelTable<E>* plain = &MicrokernelsOf<E, Identity>::table;
   const MicrokernelTable<E>* fused = g.after == After::Activate && g.x == g.c ? microkernels<E>(g.activation) : nullptr;
   const int64_t row_blocks = (g.m + row_block - 1) / row_block;
   const int64_t k_blocks = g.k > k_block ? (g.k + k_block - 1) / k_block : 1;
+  Block<E> block{};
   for (int64_t r = 0; r < row_blocks; ++r) {
-    Block<E> block{};
     block.i = g.m * r / row_blocks;
     block.m = g.m * (r + 1) / row_blocks - block.i;
     for (int64_t q = 0; q < k_blocks; ++q) {
@@ -339,15 +381,15 @@ void gemm(const Gemm<E>& g) {
       const bool last = q == k_blocks - 1;
       Micro<E>& micro = block.micro;
       micro.k = g.k * (q + 1) / k_blocks - p;
-      micro.a = g.a.data + block.i * g.a.rs + p * g.a.cs;
+      block.a = g.a.data + block.i * g.a.rs + p * g.a.cs;
       micro.stride = g.a.cs == 1 ? g.a.rs : g.a.cs;
       micro.ldb = g.panel ? g.panel : g.ldb;
       micro.ldc = g.ldc;
-      micro.init = q ? g.c + block.i * g.ldc : g.init ? g.init + block.i * g.ld_init : nullptr;
+      block.init = q ? g.c + block.i * g.ldc : g.init ? g.init + block.i * g.ld_init : nullptr;
       micro.ld_init = q ? g.ldc : g.ld_init;
       // Packed by tiles of MR rows, so only for the widths that use those.
       if (g.a_block && g.a.cs != 1 && tile.rows(vectors) == MR) {
-        pack_a(micro.a, g.a.cs, block.m, micro.k, g.a_block);
+        pack_a(block.a, g.a.cs, block.m, micro.k, g.a_block);
         block.packed_a = g.a_block;
       }
       block.map = last && !fused ? map_of(g) : nullptr;

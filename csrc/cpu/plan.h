@@ -76,7 +76,7 @@ enum class Pass { Forward, Backward };
   X(gradient_rows, 128, 128)             \
   X(chunk_bytes, 512 * 1024, 512 * 1024) \
   X(weight_bytes, 1 << 20, 1 << 20)      \
-  X(block_bytes, 512 * 1024, 512 * 1024) \
+  X(block_bytes, 512 * 1024, 256 * 1024) \
   X(product_bytes, 4 << 20, 4 << 20)     \
   X(scratch_bytes, 1 << 30, 240 * 1024)  \
   X(least_chunk, 224, 224)               \

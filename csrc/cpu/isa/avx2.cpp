@@ -17,6 +17,7 @@ constexpr int BYTES = 32;
 constexpr int MR = 6, ACCUMULATORS = 12;  // 6 x 2: with two vectors of b and a broadcast, 15 of the 16 registers
 // Beside 12 multiply-adds a step's other operations weigh: with 11 of them instead of 14 a Zen 3 runs 9 to 17% faster
 // while another thread shares its cores, and as fast while it has them to itself.
+constexpr int A_BLOCK = 224 * 1024;
 constexpr int UNROLL = 4;
 constexpr bool FETCHES = false;
 

@@ -3,6 +3,7 @@
 
 constexpr int BYTES = 64;
 constexpr int MR = 14, ACCUMULATORS = 28;  // 14 x 2: with two vectors of b and a broadcast, 31 of the 32 registers
+constexpr int A_BLOCK = 448 * 1024;
 constexpr int UNROLL = 1;
 constexpr bool FETCHES = true;
 

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int BYTES = 0;
 constexpr int MR = 4, ACCUMULATORS = 8;
+constexpr int A_BLOCK = 224 * 1024;
 constexpr int UNROLL = 1;
 constexpr bool FETCHES = true;
 

@@ -155,7 +155,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
     if records:
         found.notes.append(
             "Allocated: from torch's allocator, by torch.profiler's memory events, over the first call of a fresh "
-            "thread: pyperc's workspaces are counted, what MKL keeps for itself is not, nor the 256 KB that each thread "
+            "thread: pyperc's workspaces are counted, what MKL keeps for itself is not, nor the 256 KB that a thread "
             "keeps for pyperc's backward passes. Resident: growth of the process's peak resident memory, which sees "
             "everything. Kept: the workspace of torch's allocator that stays for the thread's next call."
         )
