@@ -220,3 +220,24 @@ def test_the_tolerance_sees_a_wrong_element() -> None:
         bad.view(-1)[-1] += 1e-3 * peak(exact(net).values[name])
         with pytest.raises(AssertionError, match=name.replace("[", r"\[")):
             check(net, good | {name: bad})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("few", [1, 2, 3, 4, 5])
+def test_products_of_few_terms(isa: str, dtype: torch.dtype, few: int, threads: int) -> None:
+    """dw of few samples, and ds below few outputs: next to nothing but writing a wide matrix."""
+    torch.set_num_threads(threads)
+    for activation in ("relu", "gelu", "identity"):
+        check(draw([33, 301, few], 40, named(activation), dtype))
+        check(draw([301, 150], few, named(activation), dtype))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("outputs", [2, 15, 16, 17, 1100])
+def test_one_input(isa: str, dtype: torch.dtype, outputs: int, threads: int) -> None:
+    """dw of one column, which is computed as a row, and dx as sums along the rows of ds; w's rows lie apart, too."""
+    torch.set_num_threads(threads)
+    for batch in (1, 5, 70):
+        net = draw([1, outputs], batch, named("tanh"), dtype)
+        check(net)
+        check(replace(net, x=strided(net.x, 3), w=[strided(w, 200) for w in net.w]))

@@ -80,13 +80,15 @@ class ForwardRun {
   bool dots(int l) const { return reads_rows(plan_, pass_.layers[l].spec, pass_.layers[l].w); }
   int64_t unit(int l) const { return dots(l) ? 1 : layers_[l].weights.unit(numbers_.tile()); }
 
-  // Where columns are shared: of a layer with too few of them, rows.
+  // Where columns are shared: of a layer with too few of them, or where few do not end with a cache line, which two
+  // threads would write, rows.
   struct Share {
     Range rows, columns;
   };
   Share share(int l, int64_t t) const {
     const int64_t threads = plan_.threads, out = pass_.layers[l].spec.out, units = (out + unit(l) - 1) / unit(l);
-    if (pass_.batch >= units * threads && units % threads != 0 && units < 4 * threads) {
+    const bool even = units % threads == 0 && out * static_cast<int64_t>(sizeof(S)) % 64 == 0;
+    if (pass_.batch >= units * threads && !even && units < 4 * threads) {
       return {part(pass_.batch, 1, t, threads), {0, out}};
     }
     return {{0, pass_.batch}, part(out, unit(l), t, threads)};
