@@ -316,13 +316,17 @@ void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
 }
 
 // A product that does next to nothing but write c, from K rows of b in place: row by row, which takes a tile's sums in
-// a tile's order, so that strides change no bit.
+// a tile's order, so that strides change no bit. What follows sees a few rows at once, so that db is rounded once for
+// them.
 template <class T, int K>
 void write_rows(const Gemm<T>& g) {
   constexpr int W = WIDTH<T>;
-  const int64_t whole = g.n / W * W;
+  constexpr int64_t NEAR = 16 * 1024, LEAST = 4, MOST = 16;
+  const int64_t whole = g.n / W * W, fitting = NEAR / (g.n * static_cast<int64_t>(sizeof(T)));
+  const int64_t at_once = fitting < LEAST ? LEAST : fitting < MOST ? fitting : MOST;
   const int tail = static_cast<int>(g.n - whole);
   const MapFunction<T> map = map_of(g);
+  int64_t first = 0;
   for (int64_t i = 0; i < g.m; ++i) {
     T* const c = g.c + i * g.ldc;
     const T* const init = g.init ? g.init + i * g.ld_init : nullptr;
@@ -342,8 +346,12 @@ void write_rows(const Gemm<T>& g) {
       const auto read = [&](const T* q) __attribute__((always_inline)) { return load_partial(q, tail); };
       store_partial(c + whole, sums(whole, read), tail);
     }
-    if (map) finish(g, map, c, g.ldc, i, 0, 1, g.n);
-    if (g.finished) g.finished(g.context, c, g.ldc, i, 0, 1, g.n);
+    const int64_t rows = i + 1 - first;
+    if (rows < at_once && i + 1 < g.m) continue;
+    T* const finished = g.c + first * g.ldc;
+    if (map) finish(g, map, finished, g.ldc, first, 0, rows, g.n);
+    if (g.finished) g.finished(g.context, finished, g.ldc, first, 0, rows, g.n);
+    first = i + 1;
   }
 }
 

@@ -448,7 +448,8 @@ struct Operand {
   // As many of the columns as take that many bytes, packed.
   int64_t fitting(int64_t bytes, Range all) const {
     if (panel == 0) return all.size();
-    return std::min(all.size(), std::max<int64_t>(1, bytes / (room(panel) * static_cast<int64_t>(sizeof(E)))) * panel);
+    const int64_t bytes_of_panel = std::max<int64_t>(1, room(panel) * static_cast<int64_t>(sizeof(E)));
+    return std::min(all.size(), std::max<int64_t>(1, bytes / bytes_of_panel) * panel);
   }
   // Some columns, with room of their own.
   Operand columns(Range some, E* room) const {
