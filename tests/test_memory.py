@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from shapes import instruction_set
 from torch import Tensor
 
 import pyperc
@@ -50,6 +51,17 @@ def test_forward_and_backward_peak_at_or_below_plain_torch(shape: str) -> None:
         if activation in ("gelu", "silu") and needs_dx and min(batch, *sizes) > 100 and not ours < 0.93 * plain:
             above.append(f"{network.name}: {ours} bytes are not below plain torch's {plain}")
     assert not above, "\n".join(above)
+
+
+@pytest.mark.skipif("avx2" not in pyperc._C.isas(), reason="the processor has no AVX2")
+@pytest.mark.parametrize(("batch", "sizes"), [(512, (1024,) * 2), (64, (1024,) * 4), (128, (768,) * 4)], ids=str)
+def test_short_batches_through_wide_layers_with_avx2(batch: int, sizes: tuple[int, ...]) -> None:
+    """x and ds are packed in blocks of the batch that fit into what each thread keeps."""
+    torch.set_num_threads(2)
+    with instruction_set("avx2"):
+        for needs_dx in (True, False):
+            ours, plain = (allocated(pass_of(Network(batch, sizes), who, needs_dx))[0] for who in ("pyperc", "eager"))
+            assert ours <= 1.005 * plain
 
 
 def test_nothing_is_kept_from_call_to_call() -> None:
