@@ -1,5 +1,6 @@
 // The 16-bit formats: loads that widen to float32, stores that round to it, and the packing of both kinds of operands.
-// Included inside the anonymous namespace of an ISA file after gemm.inl; the file defines `load` and `store` for Half.
+// Included inside the anonymous namespace of an ISA file after gemm.inl and pack.inl; the file defines `load` and
+// `store` for Half.
 //
 //   widened   b as float32, in panels as in gemm.inl; the product is that of float32
 //   paired    b as pairs of bfloat16, which vdpbf16ps multiplies and sums two at a time; memory holds what it takes:
@@ -118,7 +119,7 @@ PYPERC_INLINE Vector<float> operands_along(const BFloat16* b, Pair) {
   return v;
 }
 
-// As gemm.inl's `pack`; operands of either kind are 32 bits and move as float32.
+// As pack.inl's `pack`; operands of either kind are 32 bits and move as float32.
 template <class S, class E>
 void pack_half(Matrix<const S> b, int64_t k, int64_t n, int64_t panel, E* packed) {
   constexpr int W = WIDTH<float>;

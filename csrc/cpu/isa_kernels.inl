@@ -10,6 +10,8 @@ namespace math {
 #include "value.inl"
 #include "map.inl"
 #include "gemm.inl"
+#include "dot.inl"
+#include "pack.inl"
 #include "linear_model.inl"
 #include "step.inl"
 #include "half.inl"
