@@ -241,3 +241,15 @@ def test_one_input(isa: str, dtype: torch.dtype, outputs: int, threads: int) -> 
         net = draw([1, outputs], batch, named("tanh"), dtype)
         check(net)
         check(replace(net, x=strided(net.x, 3), w=[strided(w, 200) for w in net.w]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__doc__)
+@pytest.mark.parametrize("inputs", [2, 15, 40, 1100])
+def test_one_output(isa: str, dtype: torch.dtype, inputs: int, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Forward as a row, or as sums along the rows of x; with a bias, which is one number for all of them."""
+    for batch, kind in itertools.product((2, 33), ("identity", "gelu")):
+        net = draw([inputs, 1], batch, named(kind), dtype)
+        check(replace(net, x=layout(net.x)))
+        check(replace(net, w=[net.w[0].repeat_interleave(3, 1)[:, ::3]]))
+        check(replace(net, w=[net.w[0][:, :1].expand(1, inputs)]))
+        check(draw([inputs, 1, 3], batch, named(kind), dtype))

@@ -102,28 +102,31 @@ struct Numbers<T, T> {
   // One column fills no vector. Of a layer of one input and one output it is rows times a number; of a whose columns
   // are contiguous, as ds^T is in dw, it is the row b^T a^T, whose vectors lie along a; and of long rows, as ds has in
   // dx, a sum along each.
-  void multiply(const Gemm<T>& g) const {
+  void multiply(Gemm<T> g) const {
     if (g.n != 1 || g.after != After::Nothing || (g.k > 1 && g.ldc != 1)) return kernels.gemm(g);
     const int64_t ldb = g.panel ? g.panel : g.ldb;
     if (g.k == 1) {
       for (int64_t i = 0; i < g.m; ++i) {
         g.c[i * g.ldc] = g.a.data[i * g.a.rs] * g.b[0] + (g.init ? g.init[i * g.ld_init] : T(0));
       }
-    } else if (g.a.cs != 1) {
-      kernels.gemm({1, g.m, g.k, {g.b, 1, ldb}, g.a.data, g.a.cs, 0, g.c, g.m, g.init, g.m});
-    } else if (g.k >= thresholds().dot_terms) {
-      T room[Tile::MOST_ELEMENTS];
-      for (int64_t p = 0; p < g.k; p += Tile::MOST_ELEMENTS) {
-        const int64_t k = std::min<int64_t>(Tile::MOST_ELEMENTS, g.k - p);
-        const T* b = g.b + p * ldb;
-        if (ldb != 1) {
-          copy_rows<T>({b, 0, ldb}, 1, k, room, k);
-          b = room;
-        }
-        kernels.dot({1, g.m, k, {b, k, 1}, g.a.data + p, g.a.rs, 0, g.c, g.m, p ? g.c : g.init, g.m});
+      return;
+    }
+    const bool by_row = g.a.cs != 1;
+    if (!by_row && g.k < thresholds().dot_terms) return kernels.gemm(g);
+    if (g.init && g.ld_init != 1) {  // as a row: a bias is one number for the whole column
+      for (int64_t i = 0; i < g.m; ++i) g.c[i] = g.init[i * g.ld_init];
+      g.init = g.c;
+    }
+    if (by_row) return kernels.gemm({1, g.m, g.k, {g.b, 1, ldb}, g.a.data, g.a.cs, 0, g.c, g.m, g.init, g.m});
+    T room[Tile::MOST_ELEMENTS];
+    for (int64_t p = 0; p < g.k; p += Tile::MOST_ELEMENTS) {
+      const int64_t k = std::min<int64_t>(Tile::MOST_ELEMENTS, g.k - p);
+      const T* b = g.b + p * ldb;
+      if (ldb != 1) {
+        copy_rows<T>({b, 0, ldb}, 1, k, room, k);
+        b = room;
       }
-    } else {
-      kernels.gemm(g);
+      kernels.dot({1, g.m, k, {b, k, 1}, g.a.data + p, g.a.rs, 0, g.c, g.m, p ? g.c : g.init, g.m});
     }
   }
 
