@@ -10,6 +10,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 
+# Of the tests, each of which uses one thread unless it says otherwise.
+workers = $(shell $(PYTHON) -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')
+
 # Whether test wants the CUDA kernels.
 cuda := $(filter 1,$(or $(FORCE_CUDA),$(if $(shell command -v nvcc),1)))
 
@@ -44,14 +47,14 @@ demo: build $(VENV)/.extra-demo
 	@$(python) -m pyperc train $(DEMO)
 
 test: build $(VENV)/.extra-test $(if $(cuda),build/cuda.stamp $(VENV)/.extra-cuda)
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest -n $(workers) $(PYTEST_ARGS)
 
 bench: build $(VENV)/.extra-bench
 	$(python) -m pyperc bench --full --json bench/results/cpu.json --plot bench/results
 	$(python) bench/report.py bench/results/cpu.json
 
 # The environment as it is found: nothing is installed, and what it lacks is skipped. The times follow failed tests too.
-gpu_workers = $(shell $(PYTHON) -c 'import os, xdist; print("-n", min(8, os.cpu_count()))' 2>/dev/null)
+gpu_workers = $(if $(shell $(PYTHON) -c 'import xdist; print(1)' 2>/dev/null),-n $(workers))
 gpu_lacks = --doctest-ignore-import-errors --continue-on-collection-errors
 gpu:
 	@mkdir -p build bench/results

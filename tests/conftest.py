@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,12 @@ from pyperc import _C
 from pyperc.__main__ import main
 
 DTYPES = [torch.float32, torch.float64]
+
+
+def pytest_configure() -> None:
+    """In the background, a shell has the tests ignore the signal that some of them are about."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
