@@ -315,43 +315,49 @@ void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
   }
 }
 
+template <class T, int K, bool INIT>
+PYPERC_INLINE void write_row(const Gemm<T>& g, int64_t i) {
+  constexpr int W = WIDTH<T>;
+  const T *const a = g.a.data + i * g.a.rs, *const b = g.b, *const init = INIT ? g.init + i * g.ld_init : nullptr;
+  T* const c = g.c + i * g.ldc;
+  const int64_t ldb = g.ldb, columns = g.n;
+  Vector<T> factors[K];
+  PYPERC_UNROLL
+  for (int p = 0; p < K; ++p) factors[p] = broadcast(a[p * g.a.cs]);
+  const auto sums = [&](int64_t j, auto read) __attribute__((always_inline)) {
+    Vector<T> sum{};
+    PYPERC_UNROLL
+    for (int p = 0; p < K; ++p) sum = fma(factors[p], read(b + p * ldb + j), sum);
+    return INIT ? sum + read(init + j) : sum;
+  };
+  int64_t j = 0;
+  PYPERC_UNROLL_BY(4)
+  for (; j + W <= columns; j += W) {
+    store(c + j, sums(j, [](const T* q) __attribute__((always_inline)) { return load(q); }));
+  }
+  if (const int tail = static_cast<int>(columns - j)) {
+    const auto read = [&](const T* q) __attribute__((always_inline)) { return load_partial(q, tail); };
+    store_partial(c + j, sums(j, read), tail);
+  }
+}
+
 // A product that does next to nothing but write c, from K rows of b in place: row by row, which takes a tile's sums in
 // a tile's order, so that strides change no bit. What follows sees a few rows at once, so that db is rounded once for
 // them.
-template <class T, int K>
+template <class T, int K, bool INIT>
 void write_rows(const Gemm<T>& g) {
-  constexpr int W = WIDTH<T>;
   constexpr int64_t NEAR = 16 * 1024, LEAST = 4, MOST = 16;
-  const int64_t whole = g.n / W * W, fitting = NEAR / (g.n * static_cast<int64_t>(sizeof(T)));
+  const int64_t fitting = NEAR / (g.n * static_cast<int64_t>(sizeof(T)));
   const int64_t at_once = fitting < LEAST ? LEAST : fitting < MOST ? fitting : MOST;
-  const int tail = static_cast<int>(g.n - whole);
   const MapFunction<T> map = map_of(g);
-  int64_t first = 0;
-  for (int64_t i = 0; i < g.m; ++i) {
-    T* const c = g.c + i * g.ldc;
-    const T* const init = g.init ? g.init + i * g.ld_init : nullptr;
-    Vector<T> a[K];
-    PYPERC_UNROLL
-    for (int p = 0; p < K; ++p) a[p] = broadcast(g.a.data[i * g.a.rs + p * g.a.cs]);
-    const auto sums = [&](int64_t j, auto read) __attribute__((always_inline)) {
-      Vector<T> sum{};
-      PYPERC_UNROLL
-      for (int p = 0; p < K; ++p) sum = fma(a[p], read(g.b + p * g.ldb + j), sum);
-      return init ? sum + read(init + j) : sum;
-    };
-    for (int64_t j = 0; j < whole; j += W) {
-      store(c + j, sums(j, [](const T* q) __attribute__((always_inline)) { return load(q); }));
+  for (int64_t first = 0, rows; first < g.m; first += rows) {
+    rows = g.m - first < at_once ? g.m - first : at_once;
+    T* const c = g.c + first * g.ldc;
+    for (int64_t i = 0; i < rows; ++i) {
+      write_row<T, K, INIT>(g, first + i);
     }
-    if (tail) {
-      const auto read = [&](const T* q) __attribute__((always_inline)) { return load_partial(q, tail); };
-      store_partial(c + whole, sums(whole, read), tail);
-    }
-    const int64_t rows = i + 1 - first;
-    if (rows < at_once && i + 1 < g.m) continue;
-    T* const finished = g.c + first * g.ldc;
-    if (map) finish(g, map, finished, g.ldc, first, 0, rows, g.n);
-    if (g.finished) g.finished(g.context, finished, g.ldc, first, 0, rows, g.n);
-    first = i + 1;
+    if (map) finish(g, map, c, g.ldc, first, 0, rows, g.n);
+    if (g.finished) g.finished(g.context, c, g.ldc, first, 0, rows, g.n);
   }
 }
 
@@ -359,15 +365,15 @@ template <class E>
 void gemm(const Gemm<E>& g) {
   using T = Sum<E>;
   constexpr Tile tile = tile_of(WIDTH<T>);
-  constexpr int64_t FEW = 4, STREAMS = 16;
+  constexpr int64_t FEW = 4, STREAMS = 16, NARROW = 4;
   const bool wide = g.n > Tile::WIDEST * tile.width && g.c;
   if constexpr (Operands<E>::TERMS == 1) {
-    if (wide && !g.panel) {
+    if (g.n >= NARROW * tile.width && g.c && !g.panel) {
       switch (g.k) {
-        case 1: return write_rows<E, 1>(g);
-        case 2: return write_rows<E, 2>(g);
-        case 3: return write_rows<E, 3>(g);
-        case 4: return write_rows<E, 4>(g);
+        case 1: return g.init ? write_rows<E, 1, true>(g) : write_rows<E, 1, false>(g);
+        case 2: return g.init ? write_rows<E, 2, true>(g) : write_rows<E, 2, false>(g);
+        case 3: return g.init ? write_rows<E, 3, true>(g) : write_rows<E, 3, false>(g);
+        case 4: return g.init ? write_rows<E, 4, true>(g) : write_rows<E, 4, false>(g);
       }
     }
   }

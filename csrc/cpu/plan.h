@@ -52,9 +52,8 @@ enum class Pass { Forward, Backward };
 // product_bytes      the same of a backward product, at most, where there is room for more: dx of 4096 cubed runs at
 //                    86% of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
 // scratch_bytes      of x and ds that a thread packs at once for dw, where it packs both: what each thread keeps, as
-// all
-//                    at once would hold more than plain torch. Zen 3, 512 x 512 on 512 samples: 80% of the peak, 83%
-//                    all at once, 56% in place.
+//                    all at once would hold more than plain torch. Zen 3, 512 x 512 on 512 samples: 80% of the peak,
+//                    83% all at once, 56% in place.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // wide_bytes         bytes of a row from which dw outgrows the second-level cache: the backward pass goes by layers.
