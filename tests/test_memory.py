@@ -64,6 +64,22 @@ def test_short_batches_through_wide_layers_with_avx2(batch: int, sizes: tuple[in
             assert ours <= 1.005 * plain
 
 
+def test_inference_of_a_long_batch_holds_some_of_its_rows_between_layers() -> None:
+    torch.set_num_threads(2)
+    network = Network(8192, (768, 1024, 768, 768))
+
+    def peak_of(contender: str) -> int:
+        model, x = network.models()[contender], network.data()[0]
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return model(x)
+
+        return allocated(run)[0]
+
+    assert peak_of("pyperc") <= peak_of("eager")
+
+
 def test_nothing_is_kept_from_call_to_call() -> None:
     run = pass_of(Network(256, (512,) * 4, "gelu"), "pyperc")
     first = allocated(run)

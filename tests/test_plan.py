@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Optional
 
 import pytest
 import torch
-from reference import check, draw, named
+from reference import check, check_forward, draw, named
 from shapes import EVERY_DTYPE
 from torch.utils.data import DataLoader, Dataset
 
@@ -120,6 +121,19 @@ def test_a_forward_pass_in_pieces(isa: str, activation: str) -> None:
         _C.set_thresholds({"packed_bytes": -FAR, "chunk_bytes": 1, "parallel_flops": 1})
         assert torch.equal(model(x), want)
     assert torch.equal(model(x), want)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("split", ["rows", "columns"])
+def test_a_forward_pass_in_blocks_of_rows(isa: str, dtype: torch.dtype, split: str) -> None:
+    """The rows of a block go through all layers before the next."""
+    net = draw([40, 70, 33, 90, 20], 150, named("tanh"), dtype)
+    shared = {"rows_per_thread": FAR} if split == "columns" else {"columns_bytes": -1, "rows_per_thread": 0}
+    _C.set_thresholds({"parallel_flops": 1, "packed_bytes": -FAR, "chunk_bytes": 1, **shared})
+    for threads, rows in itertools.product((1, 2, 3), (1, 31, 75, 149)):
+        torch.set_num_threads(threads)
+        _C.set_thresholds({"rows_at_once": rows})
+        check_forward(net)
 
 
 def test_the_number_of_threads_is_torchs() -> None:

@@ -11,7 +11,7 @@ template <class S, class E>
 class ForwardRun {
  public:
   ForwardRun(const Numbers<S, E>& numbers, const Plan& plan, const Forward<S>& pass)
-      : numbers_(numbers), plan_(plan), pass_(pass), layers_(pass.depth) {
+      : numbers_(numbers), plan_(plan), pass_(pass), rows_{0, pass.batch}, layers_(pass.depth) {
     // Where nothing is kept for a backward pass, there is more room to pack.
     int64_t most = std::max(plan.packed_bytes, thresholds().chunk_bytes);
     for (int l = 0; l < pass.depth; ++l) {
@@ -34,7 +34,10 @@ class ForwardRun {
       if (layers_[l].ends) bytes = 0;
       // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed, or other threads
       // make its columns.
-      if (layers_[l].ends && l + 1 < pass.depth && (by_columns() || !stored(l + 1).data)) whole_ = true;
+      if (layers_[l].ends && l + 1 < pass.depth && (by_columns() || !stored(l + 1).data)) waits_ = true;
+    }
+    for (int l = 1; l < pass.depth; ++l) {
+      if (waits_ && !in_place(l)) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
     }
   }
 
@@ -46,6 +49,14 @@ class ForwardRun {
         if (layer.b) numbers_.kernels.widen(1, layer.spec.out, layer.b, 0, layers_[l].bias, 0);
       }
     }
+    for (int64_t q = 0; q < blocks_; ++q) {
+      rows_ = part(pass_.batch, 1, q, blocks_);
+      block_of_rows(parallel);
+    }
+  }
+
+ private:
+  void block_of_rows(const Parallel& parallel) const {
     const int64_t threads = plan_.threads;
     if (by_columns()) {
       for (int l = 0; l < pass_.depth; ++l) {
@@ -65,7 +76,7 @@ class ForwardRun {
         });
       }
       run(parallel, threads, [&](int64_t t) {
-        const Range rows = part(pass_.batch, 1, t, threads);
+        const Range rows = rows_of(t);
         for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
           const int64_t m = std::min(plan_.chunk, rows.end - i);
           enter(first, t, i, m);
@@ -74,8 +85,11 @@ class ForwardRun {
       });
     }
   }
+  Range rows_of(int64_t t) const {
+    const Range rows = part(rows_.size(), 1, t, plan_.threads);
+    return {rows_.begin + rows.begin, rows_.begin + rows.end};
+  }
 
- private:
   bool by_columns() const { return plan_.split == Split::Columns; }
   bool dots(int l) const { return reads_rows(plan_, pass_.layers[l].spec, pass_.layers[l].w); }
   int64_t unit(int l) const { return dots(l) ? 1 : layers_[l].weights.unit(numbers_.tile()); }
@@ -88,10 +102,8 @@ class ForwardRun {
   Share share(int l, int64_t t) const {
     const int64_t threads = plan_.threads, out = pass_.layers[l].spec.out, units = (out + unit(l) - 1) / unit(l);
     const bool even = units % threads == 0 && out * static_cast<int64_t>(sizeof(S)) % 64 == 0;
-    if (pass_.batch >= units * threads && !even && units < 4 * threads) {
-      return {part(pass_.batch, 1, t, threads), {0, out}};
-    }
-    return {{0, pass_.batch}, part(out, unit(l), t, threads)};
+    if (rows_.size() >= units * threads && !even && units < 4 * threads) return {rows_of(t), {0, out}};
+    return {rows_, part(out, unit(l), t, threads)};
   }
   // A thread packs as many of its columns as stay in its cache, and multiplies all rows by them.
   void blocks_of_columns(int l, int64_t t) const {
@@ -133,9 +145,9 @@ class ForwardRun {
       if (!in_place(l)) widest[buffer(l)] = std::max(widest[buffer(l)], padded(operands<E>(spec.in), sizeof(E)));
       if (!numbers_.DIRECT && operands<E>(spec.in) > numbers_.kc()) sums = std::max(sums, layers_[l].columns);
     }
-    const int64_t rows = plan_.threads * plan_.chunk;
+    const int64_t rows = plan_.threads * plan_.chunk, most = (pass_.batch + blocks_ - 1) / blocks_;
     for (int b = 0; b < 3; ++b) {
-      buffers_[b] = {arena.take<E>((b > 0 && whole_ ? pass_.batch : rows) * widest[b]), widest[b], 1};
+      buffers_[b] = {arena.take<E>((b > 0 && waits_ ? most : rows) * widest[b]), widest[b], 1};
     }
     ld_sums_ = padded(sums, sizeof(Sum<E>));
     sums_ = arena.take<Sum<E>>(rows * ld_sums_);
@@ -158,7 +170,7 @@ class ForwardRun {
   static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }
   Matrix<E> buffer(int l, int64_t t, int64_t i) const {
     const Matrix<E>& b = buffers_[buffer(l)];
-    return {b.data + (l > 0 && whole_ ? i : t * plan_.chunk) * b.rs, b.rs, 1};
+    return {b.data + (l > 0 && waits_ ? i - rows_.begin : t * plan_.chunk) * b.rs, b.rs, 1};
   }
   Matrix<const E> operand(int l, int64_t t, int64_t i) const {
     if (in_place(l)) return numbers_.as_operand(rows_from(stored(l), i));
@@ -167,7 +179,7 @@ class ForwardRun {
   }
   // Rows [i, i + m) of what a segment begins with.
   void enter(int l, int64_t t, int64_t i, int64_t m) const {
-    if (in_place(l) || (l > 0 && whole_)) return;
+    if (in_place(l) || (l > 0 && waits_)) return;
     const Matrix<E> to = buffer(l, t, i);
     numbers_.make_operands(rows_from(stored(l), i), m, pass_.layers[l].spec.in, to.data, to.rs);
   }
@@ -200,7 +212,9 @@ class ForwardRun {
   const Numbers<S, E> numbers_;
   const Plan& plan_;
   const Forward<S>& pass_;
-  bool whole_ = false;  // buffers of hidden x hold the whole batch, not a chunk for each thread
+  bool waits_ = false;  // hidden x of all rows of a block waits in a buffer, not a chunk for each thread
+  int64_t blocks_ = 1;  // of the batch, so that less of it waits
+  Range rows_;          // of the block
   struct Layer {
     Operand<S, E> weights;
     int64_t columns = 0;     // that a thread packs at once

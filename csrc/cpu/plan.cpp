@@ -78,6 +78,7 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   }
   const int64_t layer = bytes(batch * widest);
   plan.packed_bytes = limits.packed_bytes + layer;
+  plan.rows_at_once = std::max<int64_t>(1, limits.rows_at_once);
   // Beside the kept activations of a step; forward, which does without sums of dw, has more room.
   const int64_t share = layer / ((pass == Pass::Forward ? 2 : 8) * plan.threads);
   plan.block_bytes = std::clamp(share, limits.block_bytes / 2, std::max(limits.block_bytes, share / 4));

@@ -200,6 +200,15 @@ def thresholds() -> list[Threshold]:
             memory="all weights that are packed at once are held",
         ),
         Threshold(
+            "rows_at_once",
+            "rows of a batch whose hidden activations wait for one another",
+            (2048, 4096, 8192),
+            lambda rows: Network(rows, (1024,) * 4),
+            "forward",
+            {"all at once": {"rows_at_once": NEVER}, "in pieces": {"rows_at_once": 1024}},
+            memory="the hidden activations of all rows are held, of two layers",
+        ),
+        Threshold(
             "in_place_bytes",
             "bytes between rows from which packing pays",
             tuple(4 * width for width in (40, 72, 136, 264, 520, 776, 1032, 1544, 2056)),
