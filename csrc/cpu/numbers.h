@@ -102,7 +102,7 @@ struct Numbers<T, T> {
   // One column fills no vector. Of a layer of one input and one output it is rows times a number; of a whose columns
   // are contiguous, as ds^T is in dw, it is the row b^T a^T, whose vectors lie along a; and of long rows, as ds has in
   // dx, a sum along each.
-  void multiply(Gemm<T> g) const {
+  void multiply(const Gemm<T>& g) const {
     if (g.n != 1 || g.after != After::Nothing || (g.k > 1 && g.ldc != 1)) return kernels.gemm(g);
     const int64_t ldb = g.panel ? g.panel : g.ldb;
     if (g.k == 1) {
@@ -113,11 +113,12 @@ struct Numbers<T, T> {
     }
     const bool by_row = g.a.cs != 1;
     if (!by_row && g.k < thresholds().dot_terms) return kernels.gemm(g);
-    if (g.init && g.ld_init != 1) {  // as a row: a bias is one number for the whole column
-      for (int64_t i = 0; i < g.m; ++i) g.c[i] = g.init[i * g.ld_init];
-      g.init = g.c;
+    const T* init = g.init;
+    if (init && g.ld_init != 1) {  // as a row: a bias is one number for the whole column
+      for (int64_t i = 0; i < g.m; ++i) g.c[i] = init[i * g.ld_init];
+      init = g.c;
     }
-    if (by_row) return kernels.gemm({1, g.m, g.k, {g.b, 1, ldb}, g.a.data, g.a.cs, 0, g.c, g.m, g.init, g.m});
+    if (by_row) return kernels.gemm({1, g.m, g.k, {g.b, 1, ldb}, g.a.data, g.a.cs, 0, g.c, g.m, init, g.m});
     T room[Tile::MOST_ELEMENTS];
     for (int64_t p = 0; p < g.k; p += Tile::MOST_ELEMENTS) {
       const int64_t k = std::min<int64_t>(Tile::MOST_ELEMENTS, g.k - p);
@@ -126,7 +127,7 @@ struct Numbers<T, T> {
         copy_rows<T>({b, 0, ldb}, 1, k, room, k);
         b = room;
       }
-      kernels.dot({1, g.m, k, {b, k, 1}, g.a.data + p, g.a.rs, 0, g.c, g.m, p ? g.c : g.init, g.m});
+      kernels.dot({1, g.m, k, {b, k, 1}, g.a.data + p, g.a.rs, 0, g.c, g.m, p ? g.c : init, g.m});
     }
   }
 
