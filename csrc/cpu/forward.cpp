@@ -36,9 +36,9 @@ class ForwardRun {
       // make its columns.
       if (layers_[l].ends && l + 1 < pass.depth && (by_columns() || !stored(l + 1).data)) waits_ = true;
     }
-    for (int l = 1; l < pass.depth; ++l) {
-      if (waits_ && !in_place(l)) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
-    }
+    bool buffered = false;
+    for (int l = 1; l < pass.depth; ++l) buffered = buffered || !in_place(l);
+    if (waits_ && buffered) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
   }
 
   void operator()(const Parallel& parallel, Memory& memory) {

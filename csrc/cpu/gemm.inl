@@ -315,6 +315,7 @@ void pack_a(const E* a, int64_t cs, int64_t m, int64_t k, E* packed) {
   }
 }
 
+// Row i of c, from K rows of b in place.
 template <class T, int K, bool INIT>
 PYPERC_INLINE void write_row(const Gemm<T>& g, int64_t i) {
   constexpr int W = WIDTH<T>;
@@ -353,9 +354,7 @@ void write_rows(const Gemm<T>& g) {
   for (int64_t first = 0, rows; first < g.m; first += rows) {
     rows = g.m - first < at_once ? g.m - first : at_once;
     T* const c = g.c + first * g.ldc;
-    for (int64_t i = 0; i < rows; ++i) {
-      write_row<T, K, INIT>(g, first + i);
-    }
+    for (int64_t i = 0; i < rows; ++i) write_row<T, K, INIT>(g, first + i);
     if (map) finish(g, map, c, g.ldc, first, 0, rows, g.n);
     if (g.finished) g.finished(g.context, c, g.ldc, first, 0, rows, g.n);
   }

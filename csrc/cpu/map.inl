@@ -37,11 +37,10 @@ void activate(const Map<T>& g) {
   }
 }
 
-// VECTORS vectors of columns of a few rows; their ds go into db in four sums, so that no addition waits for the one
-// before. FETCH: the same of as many rows after those is read ahead.
-template <class T, class A, int VECTORS, bool PARTIAL, bool FETCH>
+// One vector of columns of a few rows; their ds go into db in four sums, so that no addition waits for the one before.
+template <class T, class A, bool PARTIAL>
 PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t end, int64_t j, int columns) {
-  constexpr int SUMS = 4, W = WIDTH<T>;
+  constexpr int SUMS = 4;
   const Parameters parameters = g.parameters;
   const auto read = [&](const T* p) __attribute__((always_inline)) {
     if constexpr (PARTIAL) {
@@ -57,56 +56,33 @@ PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t
       store(p, x);
     }
   };
-  Vector<T> sums[SUMS][VECTORS] = {};
-  const int64_t ahead = end - begin;
-  const auto row = [&](int64_t i, Vector<T>(&into)[VECTORS]) __attribute__((always_inline)) {
-    if constexpr (FETCH) __builtin_prefetch(g.in + (i + ahead) * g.ld_in + j);
-    PYPERC_UNROLL
-    for (int v = 0; v < VECTORS; ++v) {
-      const int64_t at = j + v * W;
-      const Vector<T> dx = read(g.in + i * g.ld_in + at), saved = read(g.saved + i * g.ld_saved + at);
-      const Vector<T> ds = A::backward(Value<T>(dx), Value<T>(saved), parameters).v;
-      write(g.out + i * g.ld_out + at, ds);
-      into[v] += ds;
-    }
+  const auto row = [&](int64_t i) __attribute__((always_inline)) {
+    const Vector<T> dx = read(g.in + i * g.ld_in + j), saved = read(g.saved + i * g.ld_saved + j);
+    const Vector<T> ds = A::backward(Value<T>(dx), Value<T>(saved), parameters).v;
+    write(g.out + i * g.ld_out + j, ds);
+    return ds;
   };
+  Vector<T> sums[SUMS] = {};
   int64_t i = begin;
   for (; i + SUMS <= end; i += SUMS) {
     PYPERC_UNROLL
-    for (int r = 0; r < SUMS; ++r) row(i + r, sums[r]);
+    for (int r = 0; r < SUMS; ++r) sums[r] += row(i + r);
   }
-  for (; i < end; ++i) row(i, sums[0]);
-  if (!g.db) return;
-  PYPERC_UNROLL
-  for (int v = 0; v < VECTORS; ++v) {
-    T* const db = g.db + j + v * W;
-    write(db, read(db) + ((sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v])));
-  }
+  for (; i < end; ++i) sums[0] += row(i);
+  if (g.db) write(g.db + j, read(g.db + j) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
 }
 
 // By blocks of rows: few enough that each row's page stays in the translation buffer while the columns pass, and the
-// error of db grows with the number of blocks, not of rows. Of each row two cache lines, which processors fetch
-// together.
+// error of db grows with the number of blocks, not of rows.
 template <class T, class A>
 void differentiate_rows(const Map<T>& g) {
-  constexpr int W = WIDTH<T>, PAIR = 128 / sizeof(T), VECTORS = W > 1 ? PAIR / W : 1;
+  constexpr int W = WIDTH<T>;
   constexpr int64_t BLOCK = 16;
   for (int64_t begin = 0; begin < g.rows; begin += BLOCK) {
     const int64_t end = begin + BLOCK < g.rows ? begin + BLOCK : g.rows;
     int64_t j = 0;
-    if (end + BLOCK <= g.rows) {
-      for (; j + VECTORS * W <= g.columns; j += VECTORS * W) {
-        differentiate_columns<T, A, VECTORS, false, true>(g, begin, end, j, W);
-      }
-    } else {
-      for (; j + VECTORS * W <= g.columns; j += VECTORS * W) {
-        differentiate_columns<T, A, VECTORS, false, false>(g, begin, end, j, W);
-      }
-    }
-    for (; j + W <= g.columns; j += W) differentiate_columns<T, A, 1, false, false>(g, begin, end, j, W);
-    if (const int tail = static_cast<int>(g.columns - j)) {
-      differentiate_columns<T, A, 1, true, false>(g, begin, end, j, tail);
-    }
+    for (; j + W <= g.columns; j += W) differentiate_columns<T, A, false>(g, begin, end, j, W);
+    if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, begin, end, j, tail);
   }
 }
 template <class T, class A>
