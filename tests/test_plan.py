@@ -211,6 +211,7 @@ class Encoded(Dataset[torch.Tensor]):
         return x.grad
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch's autograd refuses to run after a fork beside a GPU")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_the_workers_of_a_data_loader_after_fork() -> None:
     torch.set_num_threads(2)
