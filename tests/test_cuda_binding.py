@@ -70,6 +70,13 @@ def test_each_activation_in_a_network(emulated: Emulator | None, activation: Act
     assert not emulated or emulated.counts()["launches"] > 0
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_bias_is_added_before_the_sum_is_rounded(dtype: torch.dtype) -> None:
+    """Of 100,000 sums some lie so near to 0 that rounding twice puts them on the other side of relu."""
+    check(draw((17, 400), 257, named("relu"), dtype))
+
+
 def test_a_narrow_network_is_one_launch(emulated: Emulator | None) -> None:
     net = draw((5, 9, 8, 3), 6, named("gelu"), torch.bfloat16)
     check_forward(net)

@@ -161,15 +161,14 @@ void forward_layer(const Call& call, const Tensor& in, const Tensor& w, const Te
     });
     return;
   }
-  // The library adds the bias where the sum is kept or is the output, else the pass that follows does.
-  const bool identity = layer.activation == Activation::Identity, adds = b.defined() && (s.defined() || identity);
+  // The library adds the bias, before it rounds to 16 bits: near 0 that decides on the side of relu.
   Tensor& sum = s.defined() ? s : x;
-  if (adds) {
+  if (b.defined()) {
     at::addmm_out(sum, b, in, w.t());
   } else {
     at::mm_out(sum, in, w.t());
   }
-  if (!identity) activate(call, sum, adds ? Tensor() : b, x, layer);
+  if (layer.activation != Activation::Identity) activate(call, sum, Tensor(), x, layer);
 }
 
 // below = (ds w) * f'(saved) and db, of the layer below; and its x once more, where that is defined.
