@@ -42,7 +42,8 @@ KERNELS = {
     r"matrix_gemm_kernel<float": Expected(255, TENSOR_CORES),
     r"matrix_gemm_kernel<": Expected(128, TENSOR_CORES),
     r"ordinary_gemm_kernel<": Expected(128),
-    r"narrow_(forward|backward)_kernel<(BFloat16|Half), .* (32|64),": Expected(128, TENSOR_CORES),
+    r"narrow_(forward|backward)_kernel<(BFloat16|Half), .* (32|64)>": Expected(128, TENSOR_CORES),
+    r"narrow_backward_kernel<float": Expected(255, ("HMMA", "LDGSTS")),  # ldmatrix transposes 16 bits only
     r"narrow_(forward|backward)_kernel<": Expected(255, TENSOR_CORES),
     r"narrow_sum_kernel<": Expected(128),
 }

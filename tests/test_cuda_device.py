@@ -84,6 +84,24 @@ def test_another_device_than_the_current_one(dtype: torch.dtype, width: int) -> 
         torch.testing.assert_close(a.to(b.device), b)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.bfloat16, 32), (torch.bfloat16, 64), (torch.float16, 100), (torch.float32, 60)], ids=str
+)
+def test_a_step_of_more_rows_than_one_tile_for_each_block(
+    dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By value against float64: the stages of the rows that come while others are used."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    torch.manual_seed(0)
+    model = pyperc.MLP([width, width, width, 3], activation="tanh").to("cuda", dtype)
+    plain = copy.deepcopy(nn.Sequential(*model)).double()
+    x, dy = (torch.randn(100_003, n, device="cuda").to(dtype) for n in (width, 3))
+    got = torch.autograd.grad(model(x), list(model.parameters()), dy)
+    want = torch.autograd.grad(plain(x.double()), list(plain.parameters()), dy.double())
+    for a, b in zip(got, want, strict=True):
+        assert (a.double() - b).norm() <= 4 * torch.finfo(torch.bfloat16).eps * b.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [1, 64])
 def test_a_batch_of_more_than_65535_tiles(dtype: torch.dtype, width: int) -> None:

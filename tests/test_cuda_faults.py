@@ -16,7 +16,7 @@ from emulator import ROOT, Emulator, KernelError, build
 from reference import named
 from test_cuda_elementwise import NAMES, backward, differentiate
 from test_cuda_gemm import CHECKS, Kind, check_far_rows
-from test_cuda_narrow_mlp import FEW, HOPPER, cases, check_backward, check_forward
+from test_cuda_narrow_mlp import FEW, HOPPER, cases, check_an_infinity, check_backward, check_forward
 from test_cuda_primitives import small_product
 
 Check = Callable[[Emulator], None]
@@ -88,10 +88,13 @@ def check_narrow(emulator: Emulator) -> None:
             emulator.settings(seed=seed, copies="lazy" if seed % 2 else "eager")
             check(emulator, cases(emulator, 530, sizes, torch.bfloat16, seed), shared)
         emulator.release()
+    check_an_infinity(emulator)
 
 
 PRODUCT, TILE, ELEMENTWISE = "tests/cuda/product.cuh", "csrc/cuda/tile.cuh", "csrc/cuda/elementwise.cuh"
-GEMM, EPILOGUE, NARROW = "csrc/cuda/gemm.cuh", "csrc/cuda/epilogue.cuh", "csrc/cuda/narrow_mlp.cuh"
+GEMM, EPILOGUE = "csrc/cuda/gemm.cuh", "csrc/cuda/epilogue.cuh"
+NARROW, ROWS = "csrc/cuda/narrow_mlp.cuh", "csrc/cuda/narrow_rows.cuh"
+FORWARD, BACKWARD = "csrc/cuda/narrow_forward.cuh", "csrc/cuda/narrow_backward.cuh"
 BARRIER = "    sync();  // the tile of k is there for all, and nobody reads that of k - 1 any more\n"
 COPY = "    copy(k + STAGES - 1);\n"
 
@@ -112,7 +115,7 @@ FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
     (check_product, TILE): {
         "an ldmatrix address of the wrong lane": ("at(m + lane() % 16,", "at(m + lane() % 8,"),
         "an ldmatrix address outside of the tile": ("at(n + lane() % 8", "at(n + 64 + lane() % 8"),
-        "an ldmatrix that conflicts": ("(r / ROWS_IN_ALL_BANKS % CYCLE)", "(r / 8 % CYCLE)"),
+        "an ldmatrix that conflicts": ("(row / ROWS_IN_ALL_BANKS % CYCLE)", "(row / 8 % CYCLE)"),
         "a copy beyond the last row": ("row < rows ?", "row < ROWS ?"),
         "a copy beyond the last column": ("left >= PIECE ? PIECE : left > 0", "left > 0 ? PIECE : left > 0"),
         "a fragment's halves swapped": ("% 2));\n    f[0] = {{r[0], r[1]}};", "% 2));\n    f[0] = {{r[1], r[0]}};"),
@@ -165,7 +168,7 @@ FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
         "ordinary gemm: one buffer for two": ("step % 2 * (2 *", "0 * (2 *"),
         "ordinary gemm: a load beyond the last row": ("i * APART < left ?", "i * APART < left + 1 ?"),
     },
-    (check_narrow, NARROW): {
+    (check_narrow, FORWARD): {
         "narrow: no barrier before the next layer's weights come": (
             "        sync();  // this layer's weights are there for all, and nobody reads the last one's any more\n",
             "",
@@ -173,17 +176,41 @@ FAULTS: dict[tuple[Check, str], dict[str, tuple[str, str]]] = {
         "narrow: no wait for the rows": ("      copy_wait<0>();\n      if (weights", "      if (weights"),
         "narrow: the next rows over those that are read": ("    warp_sync();  // before the next rows come\n", ""),
         "narrow: weights over those in use": ("(turn + 1) % 2", "turn % 2"),
-        "narrow: no barrier before all rows are read": ("      sync();  // ds and x are there", "      //"),
-        "narrow: no barrier before ds is overwritten": ("      sync();  // ds has been read\n", ""),
+        "narrow: 0 times infinity beyond the last column": (
+            " < layer.out ? pair[e] : 0",
+            " < layer.out ? pair[e] : pair[e]",
+        ),
+        "narrow: f twice": ("if constexpr (A::saved != Saved::Summation)", "if constexpr (true)"),
+    },
+    (check_narrow, ROWS): {
         "narrow: rows beyond the last": ("i < height && left > 0 ?", "left > 0 ?"),
-        "narrow: an element beyond the last column": ("if (column + 1 < width) at[1]", "at[1]"),
-        "narrow: another column's bias": ("bias[column + 1]", "bias[column]"),
-        "narrow: sums that nothing began": ("(first ? 0.0f : *sum);", "*sum;"),
+        "narrow: an element beyond the last column": ("if (e < count) at[e]", "at[e]"),
+        "narrow: another column's bias": ("bias[n + column + 1]", "bias[n + column]"),
+    },
+    (check_narrow, BACKWARD): {
+        "narrow: no barrier before all rows are read": ("    sync();  // ds and x are there for all rows\n", ""),
+        "narrow: no barrier before the next rows come": ("    sync();  // they have been read", "    //"),
+        "narrow: no barrier before the weights are read": ("      sync();  // the weights are there", "      //"),
+        "narrow: a wait for too few copies": ("copy_wait<1>", "copy_wait<2>"),
+        "narrow: no commit where there are no rows": (
+            "    copy_commit();  // an",
+            "    if (t < tiles) copy_commit();  //",
+        ),
+        "narrow: one stage for two": ("stage * (2 * S::TILE)", "0 * (2 * S::TILE)"),
+        "narrow: another column's f'": ("element(x.first + i, n, column)", "element(x.first + i, n, column ^ 2)"),
+        "narrow: another row's db": ("db.add(i, a[i])", "db.add(0, a[i])"),
         "narrow: another warp's sums without a barrier": (
             "  sync();\n  if (warp() || !parts)",
             "  if (warp() || !parts)",
         ),
         "narrow: the partial sums of another layer": ("sums[b * g.depth * S::", "sums[b * S::"),
+    },
+    (check_narrow, NARROW): {
+        "narrow: the sums of all layers in one place": ("sums + l * S::LAYER_SUMS", "sums"),
+        "narrow: the rows of ds as far apart as those of dy": (
+            "      ds = buffer;\n      ld_ds = space.pitch;\n    }\n    for",
+            "      ds = buffer;\n    }\n    for",
+        ),
     },
 }
 
@@ -193,7 +220,14 @@ FILES = {
     check_elementwise: (["tests/cuda/elementwise_entries.cpp", "csrc/cuda/elementwise_float.cu"], "float"),
     check_matrix_products: (["tests/cuda/gemm_entries.cpp", "csrc/cuda/gemm_bfloat16.cu"], "BFloat16"),
     check_ordinary_products: (["tests/cuda/gemm_entries.cpp", "csrc/cuda/gemm_float.cu"], "float"),
-    check_narrow: (["tests/cuda/narrow_mlp_entries.cpp", "csrc/cuda/narrow_mlp_bfloat16.cu"], "BFloat16"),
+    check_narrow: (
+        [
+            "tests/cuda/narrow_mlp_entries.cpp",
+            "csrc/cuda/narrow_mlp_bfloat16.cu",
+            "csrc/cuda/elementwise_bfloat16.cu",
+        ],
+        "BFloat16",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The narrow CUDA network, all layers in one kernel, on the emulator, by value against float64."""
+"""The narrow CUDA network on the emulator, by value against float64."""
 
 from __future__ import annotations
 
@@ -220,6 +220,23 @@ def test_backward_gives_the_same_bits_however_the_threads_run(emulator: Emulator
         results.append([*dw, *db])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def check_an_infinity(emulator: Emulator, dtype: torch.dtype = torch.bfloat16) -> None:
+    """It comes out as in torch, of layers that are no whole number of matrix steps wide: no padding meets it."""
+    for name in ("sigmoid", "gelu", "relu"):
+        case = cases(emulator, 20, [16, 10, 4], dtype, 0)
+        case.activations = [named(name), named("identity")]
+        case.x[1, 2] = torch.inf
+        forward(emulator, case, HOPPER)
+        exact = composed(case, torch.float64)[-1].to(dtype)
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(case.y), kind(exact)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_an_infinity_meets_no_padding(emulator: Emulator, dtype: torch.dtype) -> None:
+    check_an_infinity(emulator, dtype)
 
 
 def test_an_empty_batch_has_no_gradient(emulator: Emulator) -> None:

@@ -1,7 +1,7 @@
-// The whole of a narrow network in one kernel: forward, and backward with the gradients of all weights.
+// The whole of a narrow network: forward in one kernel, backward with the gradients of all weights in one for a layer.
 //
-// Its layers are at most 128 wide. In 16 bits, or in float32 with products that round to TF32. Between the layers a row
-// stays in shared memory.
+// Its layers are at most 128 wide. In 16 bits, or in float32 with products that round to TF32. Forward, a row
+// stays in shared memory between the layers; backward, it goes through the workspace.
 #pragma once
 
 #include <cstddef>
@@ -54,7 +54,7 @@ struct NarrowBackward {
   void* workspace;      // narrow_workspace(...) bytes
 };
 
-// Whether a network of so many layers, none wider than `widest`, runs in one kernel. The same device gives the same
+// Whether a network of so many layers, none wider than `widest`, runs in these kernels. The same device gives the same
 // bits.
 template <class T>
 bool is_narrow(int depth, int widest, const Device& device);

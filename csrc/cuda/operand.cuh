@@ -58,7 +58,7 @@ struct OperandTile : std::conditional_t<ALONG_K, Tile<T, ROWS, BK>, Tile<T, BK, 
       if constexpr (ALONG_K) {
         f = Base::a(row, step * 2);
       } else {
-        f = Base::a_transposed(step * 16, row / Base::PIECE);
+        f = Base::a_transposed(step * 16, row);
       }
       PYPERC_UNROLL
       for (uint32_t& r : f.r) round(r);
@@ -74,7 +74,7 @@ struct OperandTile : std::conditional_t<ALONG_K, Tile<T, ROWS, BK>, Tile<T, BK, 
       if constexpr (ALONG_K) {
         Base::b(row, step * 2, f);
       } else {
-        Base::b_transposed(step * 16, row / Base::PIECE, f);
+        Base::b_transposed(step * 16, row, f);
       }
       PYPERC_UNROLL
       for (FragmentB& b : f) {

@@ -223,13 +223,25 @@ PYPERC_DEVICE uint32_t narrow_pair<Half>(float first, float second) {
   return r;
 }
 
-// Two elements at an address that is a multiple of their size.
+// Two elements at an address that is a multiple of their size, and back.
 template <class T>
 PYPERC_DEVICE void store_pair(T* p, float first, float second) {
   if constexpr (sizeof(T) == 2) {
     *reinterpret_cast<uint32_t*>(p) = narrow_pair<T>(first, second);
   } else {
     *reinterpret_cast<float2*>(p) = make_float2(first, second);
+  }
+}
+template <class T>
+PYPERC_DEVICE void load_pair(const T* p, float& first, float& second) {
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(p);
+    first = widen(T{static_cast<uint16_t>(pair)});
+    second = widen(T{static_cast<uint16_t>(pair >> 16)});
+  } else {
+    const float2 pair = *reinterpret_cast<const float2*>(p);
+    first = pair.x;
+    second = pair.y;
   }
 }
 

@@ -289,5 +289,16 @@ void store_pair(T* p, float first, float second) {
     p[1] = second;
   }
 }
+template <class T>
+void load_pair(const T* p, float& first, float& second) {
+  emulate::check_aligned(p, 2 * sizeof(T), "load_pair");
+  if constexpr (sizeof(T) == 2) {
+    first = widen(p[0]);
+    second = widen(p[1]);
+  } else {
+    first = p[0];
+    second = p[1];
+  }
+}
 
 }  // namespace pyperc::cuda
