@@ -52,10 +52,11 @@ NEVER, ALWAYS = 0, 1 << 40
 
 @pytest.fixture(params=["narrow", "gemm", "library"])
 def path(request: pytest.FixtureRequest, device: torch.device, emulated: Emulator | None) -> Iterator[None]:
-    """Each way of computing a network, at any width; the one kernel of narrow networks in 16 bits."""
+    """Each way of computing a network, at any width; the kernels of narrow networks in 16 bits."""
     before = _C.thresholds(device.type)
-    gemm = dict.fromkeys(before, NEVER if request.param == "library" else ALWAYS)
-    _C.set_thresholds(gemm if request.param == "narrow" else {**gemm, "narrow_widest": NEVER}, device.type)
+    widest = {"narrow": {"narrow", "gemm", "plain"}, "gemm": {"gemm", "plain"}, "library": set()}[request.param]
+    chosen = {name: ALWAYS if name.split("_")[0] in widest else NEVER for name in before}
+    _C.set_thresholds(chosen, device.type)
     yield
     _C.set_thresholds(before, device.type)
 
@@ -135,17 +136,22 @@ def test_an_activation_alone(emulated: Emulator | None, shape: tuple[int, ...]) 
     assert not emulated or (emulated.counts()["launches"] > 0) == (s.numel() > 0)
 
 
-def kernel(width: int, dtype: torch.dtype) -> str:
-    x, w = torch.zeros(2, 3, dtype=dtype), torch.zeros(width, 3, dtype=dtype)
+def kernel(width: int, dtype: torch.dtype, batch: int = 2) -> str:
+    x, w = torch.zeros(batch, 3, dtype=dtype), torch.zeros(width, 3, dtype=dtype)
     report = _C.plan(x, [w], [None], _C.Chain([("relu", [])]))
     assert report["isa"].startswith("sm_")
     return report["layers"][0]["kernel"]
 
 
 def test_the_plan_names_the_path() -> None:
-    assert kernel(128, torch.bfloat16) == "narrow, all layers in one kernel"
-    assert kernel(129, torch.bfloat16) == "gemm, all on the chip"
-    assert kernel(300, torch.bfloat16) == "gemm, all on the chip; dw by cublas"
+    assert kernel(64, torch.bfloat16) == "narrow, forward in one kernel"
+    assert kernel(128, torch.bfloat16) == "gemm, all on the chip; dw by cublas"
+    assert kernel(128, torch.bfloat16, 1 << 15) == "narrow, forward in one kernel"
     assert kernel(3000, torch.bfloat16) == "cublas, elementwise passes"
+    assert kernel(30, torch.float32) == "cublas, elementwise passes"
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("path", ["gemm"], indirect=True)
+def test_the_plan_follows_the_thresholds() -> None:
     assert kernel(30, torch.float32) == "gemm, all on the chip"
-    assert kernel(3000, torch.float32) == "cublas, elementwise passes"

@@ -17,7 +17,15 @@ Path plan(const LayerShape& layer, Follows follows) {
                          : layer.bytes == 8 ? (plain ? t.plain_widest_64 : t.gemm_widest_64)
                          : layer.tf32       ? (plain ? t.plain_widest_tf32 : t.gemm_widest_tf32)
                                             : (plain ? t.plain_widest_32 : t.gemm_widest_32);
-  return std::max(layer.in, layer.out) <= widest ? Path::Gemm : Path::Library;
+  const int64_t nevertheless = layer.bytes == 2 ? t.library_widest_16 : 0, width = std::max(layer.in, layer.out);
+  return nevertheless < width && width <= widest ? Path::Gemm : Path::Library;
+}
+
+bool plan_narrow(int bytes, int64_t widest, int64_t batch) {
+  constexpr int64_t SHORT = 1 << 15;
+  const Thresholds& t = thresholds();
+  if (bytes != 2) return widest <= t.narrow_widest_tf32;
+  return widest <= (batch < SHORT ? t.narrow_short_16 : t.narrow_widest_16);
 }
 
 const char* name_of(const LayerShape& layer) {

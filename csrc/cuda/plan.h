@@ -12,33 +12,34 @@ enum class Path { Gemm, Library };
 // What a product does beside multiplying: bias and f, or f' and db; or nothing, as for dw and for the input's gradient.
 enum class Follows { Something, Nothing };
 
-// Estimates: no kernel has run on a GPU yet. What they assume of an H200, in 16 bits, TF32, float32 and float64:
+// Measured on an H100 (bench/gpu.py, the rows "plan" of bench/results/h100/): a step of three layers of one width,
+// forward and backward without the input's gradient, batch 2^10, 2^14 and 2^18.
 //
-//   cuBLAS        780, 390, 50, 55 TFLOP/s    a reading in 16 bits; the others by the datasheet's proportions
-//   our kernels   400, 200, 35, 20 TFLOP/s    mma.sync, about half of what wgmma gives; the ordinary cores
-//   memory        4.3 TB/s                    a reading of a copy
-//
-// By row of the batch and layer of width w: a product takes 2 w^2 operations, or as long as reading one row and writing
-// one, where that is longer; the pass for bias and f takes as long as two rows, the one for f' and db as three. Over a
-// step cuBLAS saves 6 w^2 (1 / ours - 1 / its) and costs those five rows of passes: both are equal at w = 320, 320, 90
-// and 50, and at 380, 380, 110 and 60 for forward alone. Where nothing follows on a product, ours costs no more only as
-// long as memory decides, up to w = 190, 190, 33 and 37. An A100 has half of each rate, and so the same widths.
-// The narrow kernels read the input and write the output where each layer would read and write a row, and are 3
-// launches of 2 us for a step, not 5 or more for each layer: nothing speaks against them where they fit.
-//
-// narrow_widest   the widest layer of a network that runs in one kernel (narrow_mlp.h): as wide as it can be
-// gemm_widest_..  the widest layer, in or out, whose products are ours where something follows on them
-// plain_widest_.. and where nothing does
+// narrow_widest_..  the widest layer of a network that runs in the kernels of narrow_mlp.h. In 16 bits they take 0.49
+// to
+//                   0.78 of the next best time up to 64, and 0.70 of it at 128 with 2^18 rows. TF32: 0.51 to 0.88 up to
+//                   64, more than it at 128
+// narrow_short_16   the same for a batch of less than 2^15 rows: at 128 they take 1.12 with 2^14 and 1.22 with 2^10
+// gemm_widest_..    the widest layer, in or out, whose products are ours where something follows on them. In 16 bits
+//                   ours take 0.87 to 0.96 of the library's time at 128 and 1.05 to 1.10 at 256; in TF32, float32 and
+//                   float64 up to 2.4 times as long, and where less, with few rows or within a tenth
+// library_widest_16 the widest whose products are nevertheless the library's: with 2^18 rows ours take 1.2 times as
+// long
+//                   at 64 and 1.8 at 16, and 0.86 to 1.03 with fewer
+// plain_widest_..   and where nothing follows, as for dw: a step with ours takes 1.1 to 4 times as long from 16 on
 #define PYPERC_CUDA_THRESHOLDS(X) \
-  X(narrow_widest, 128)           \
-  X(gemm_widest_16, 384)          \
-  X(gemm_widest_tf32, 384)        \
-  X(gemm_widest_32, 96)           \
-  X(gemm_widest_64, 64)           \
-  X(plain_widest_16, 192)         \
-  X(plain_widest_tf32, 192)       \
-  X(plain_widest_32, 32)          \
-  X(plain_widest_64, 32)
+  X(narrow_widest_16, 128)        \
+  X(narrow_widest_tf32, 64)       \
+  X(narrow_short_16, 64)          \
+  X(gemm_widest_16, 128)          \
+  X(gemm_widest_tf32, 0)          \
+  X(gemm_widest_32, 0)            \
+  X(gemm_widest_64, 0)            \
+  X(library_widest_16, 64)        \
+  X(plain_widest_16, 0)           \
+  X(plain_widest_tf32, 0)         \
+  X(plain_widest_32, 0)           \
+  X(plain_widest_64, 0)
 
 struct Thresholds {
 #define X(name, value) int64_t name = value;
@@ -54,6 +55,8 @@ struct LayerShape {
 };
 
 Path plan(const LayerShape& layer, Follows follows);
+// Whether a network whose layers are at most so wide runs in the kernels of narrow ones, as far as they can hold it.
+bool plan_narrow(int bytes, int64_t widest, int64_t batch);
 // Of the layer: what takes its products.
 const char* name_of(const LayerShape& layer);
 

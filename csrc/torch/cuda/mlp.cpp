@@ -208,7 +208,7 @@ constexpr bool CAN_BE_NARROW = sizeof(T) <= 4;
 bool is_narrow(const Tensor& x, c10::IntArrayRef sizes) {
   bool narrow = false;
   const int64_t widest = *std::max_element(sizes.begin(), sizes.end());
-  if (widest > cuda::thresholds().narrow_widest) return false;
+  if (!cuda::plan_narrow(static_cast<int>(x.element_size()), widest, batch_of(x))) return false;
   visit(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     if constexpr (CAN_BE_NARROW<T>) {
@@ -313,7 +313,7 @@ Tensors backward_on_cuda(const Tensor& dy, const Tensor& x, c10::IntArrayRef siz
     return reads == Saved::Nothing ? Tensor() : rows_of(reads == Saved::Summation ? kept.s[l] : kept.x[l]);
   };
 
-  // The one kernel wants the network from its input on, as training has it.
+  // The narrow kernels want the network from its input on, as training has it.
   Tensors read(depth);
   bool complete = needs.weights[0];
   for (size_t l = 0; l < depth; ++l) {
@@ -407,7 +407,7 @@ NetworkPlan plan_on_cuda(const Tensor& x, const Network& network) {
     layer.out = w.size(0);
     layer.activation = network.chain[l].info().name;
     layer.saved = network.chain[l].saved();
-    layer.kernel = narrow ? "narrow, all layers in one kernel" : cuda::name_of(shape_of(x, layer.in, layer.out));
+    layer.kernel = narrow ? "narrow, forward in one kernel" : cuda::name_of(shape_of(x, layer.in, layer.out));
     layer.flops = 2 * batch * layer.in * layer.out;
     report.layers.push_back(layer);
   }
