@@ -72,6 +72,7 @@ def test_each_activation_in_a_network(emulated: Emulator | None, activation: Act
 
 
 @pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("path", ["library"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_bias_is_added_before_the_sum_is_rounded(dtype: torch.dtype) -> None:
     """Of 100,000 sums some lie so near to 0 that rounding twice puts them on the other side of relu."""

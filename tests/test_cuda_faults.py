@@ -220,15 +220,11 @@ FILES = {
     check_elementwise: (["tests/cuda/elementwise_entries.cpp", "csrc/cuda/elementwise_float.cu"], "float"),
     check_matrix_products: (["tests/cuda/gemm_entries.cpp", "csrc/cuda/gemm_bfloat16.cu"], "BFloat16"),
     check_ordinary_products: (["tests/cuda/gemm_entries.cpp", "csrc/cuda/gemm_float.cu"], "float"),
-    check_narrow: (
-        [
-            "tests/cuda/narrow_mlp_entries.cpp",
-            "csrc/cuda/narrow_mlp_bfloat16.cu",
-            "csrc/cuda/elementwise_bfloat16.cu",
-        ],
-        "BFloat16",
-    ),
+    check_narrow: (["tests/cuda/narrow_mlp_entries.cpp", "csrc/cuda/narrow_mlp_bfloat16.cu"], "BFloat16"),
 }
+
+# What it calls of other kernels, as they are.
+CALLED: dict[Check, tuple[str, ...]] = {check_narrow: ("elementwise_bfloat16",)}
 
 
 def patched(folder: Path, check: Check, edit: Callable[[Path], None]) -> Emulator:
@@ -240,7 +236,7 @@ def patched(folder: Path, check: Check, edit: Callable[[Path], None]) -> Emulato
     entries = folder / "tests/cuda/entries.h"
     entries.write_text(re.sub(rf"    case \d: return f\((?!{dtype}).*\n", "", entries.read_text()))
     ready = ROOT / "build/emulator/plain"
-    objects = [ready / "emulator.o", ready / "emulator_entries.o"]
+    objects = [ready / f"{name}.o" for name in ("emulator", "emulator_entries", *CALLED.get(check, ()))]
     return Emulator(build(folder / "build", ["-O0"], [*(folder / file for file in files), *objects]))
 
 
