@@ -109,8 +109,6 @@ PYPERC_DEVICE Vector<T> narrow_all(const Wide<T> (&wide)[Vector<T>::SIZE]) {
 template <class A, bool WHOLE, class T>
 PYPERC_DEVICE void activate_rows(const Activate<T>& g, const Cells<T>& cells) {
   constexpr int SIZE = Vector<T>::SIZE, ROWS_AT_ONCE = WHOLE ? LOADS_AT_ONCE : 1;
-  Wide<T> b[SIZE] = {};
-  if (g.b) widen(read_cells<false>(cells, g.b), b);
   for (int64_t i = cells.row; i < cells.end; i += ROWS_AT_ONCE * cells.rows_apart) {
     Vector<T> in[ROWS_AT_ONCE];
     PYPERC_UNROLL
@@ -125,7 +123,7 @@ PYPERC_DEVICE void activate_rows(const Activate<T>& g, const Cells<T>& cells) {
       Wide<T> x[SIZE];
       widen(in[r], x);
       PYPERC_UNROLL
-      for (int e = 0; e < SIZE; ++e) x[e] = A::f(Value<Wide<T>>(x[e] + b[e]), g.parameters).v;
+      for (int e = 0; e < SIZE; ++e) x[e] = A::f(Value<Wide<T>>(x[e]), g.parameters).v;
       write_cells<WHOLE>(cells, g.x + row * g.ld_x, narrow_all<T>(x));
     }
   }

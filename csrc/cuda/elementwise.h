@@ -1,4 +1,4 @@
-// The elementwise passes over a matrix: x = f(s + b), and ds = dx * f'(s) with db. Rows lie ld_... apart.
+// The elementwise passes over a matrix: x = f(s), and ds = dx * f'(s) with db. Rows lie ld_... apart.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,7 @@ struct Activate {
   int64_t rows, columns;
   const T* s;
   int64_t ld_s;
-  const T* b;  // [columns], or null
-  T* x;        // may be s
+  T* x;  // may be s
   int64_t ld_x;
   Activation activation;
   Parameters parameters;

@@ -78,7 +78,6 @@ narrow_forward_kernel(PYPERC_PARAMETER NarrowForward<T> g, int places) {
         weights.bring_next(g.layers[l + 1 < g.depth ? l + 1 : 0]);
         warp_sync();
       }
-      // Where the sums are what is kept, f is of the kept ones, rounded: with backward's f', and as torch has it.
       const auto finish = [&](auto& sums, int n) {
         with_activation(layer.activation, [&](auto activation) {
           using A = decltype(activation);
@@ -97,6 +96,7 @@ narrow_forward_kernel(PYPERC_PARAMETER NarrowForward<T> g, int places) {
       };
       rows.template multiply<true>(weights.weight(l), weights.bias(l), layer.in, layer.out, rows.tile, finish);
       if (layer.kept != g.y) rows.write(layer.kept, layer.ld_kept, layer.out);
+      // Where the sums are what is kept, f is of the kept ones, rounded: with backward's f', and as torch has it.
       rows.activate(layer.out, layer.activation, layer.parameters);
       ++weights.turn;
     }

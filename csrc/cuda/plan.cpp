@@ -22,10 +22,9 @@ Path plan(const LayerShape& layer, Follows follows) {
 }
 
 bool plan_narrow(int bytes, int64_t widest, int64_t batch) {
-  constexpr int64_t SHORT = 1 << 15;
   const Thresholds& t = thresholds();
   if (bytes != 2) return widest <= t.narrow_widest_tf32;
-  return widest <= (batch < SHORT ? t.narrow_short_16 : t.narrow_widest_16);
+  return widest <= (batch < t.short_rows ? t.narrow_short_16 : t.narrow_widest_16);
 }
 
 const char* name_of(const LayerShape& layer) {

@@ -23,7 +23,7 @@ struct Tile {
   // Unsigned, so that the compiler sees how little of the address changes from one tile row to the next.
   PYPERC_DEVICE static uint32_t swizzle(uint32_t row) {
     constexpr uint32_t CYCLE = PIECES < 8 ? PIECES : 8, ROWS_IN_ALL_BANKS = 8 / CYCLE;
-    return (row / ROWS_IN_ALL_BANKS % CYCLE);
+    return row / ROWS_IN_ALL_BANKS % CYCLE;
   }
   PYPERC_DEVICE T* at(int row, int piece) const {
     const auto r = static_cast<uint32_t>(row), p = static_cast<uint32_t>(piece);

@@ -5,13 +5,12 @@
 using namespace pyperc;
 
 ENTRY int activate(int64_t dtype, int64_t activation, const double* parameters, int64_t rows, int64_t columns,
-                   const void* s, int64_t ld_s, const void* b, void* x, int64_t ld_x) {
+                   const void* s, int64_t ld_s, void* x, int64_t ld_x) {
   return cuda::visit(dtype, [&](auto zero) {
     using T = decltype(zero);
-    return cuda::activate<T>(
-        {rows, columns, static_cast<const T*>(s), ld_s, static_cast<const T*>(b), static_cast<T*>(x), ld_x,
-         static_cast<Activation>(activation), cuda::parameters_of(parameters)},
-        nullptr);
+    return cuda::activate<T>({rows, columns, static_cast<const T*>(s), ld_s, static_cast<T*>(x), ld_x,
+                              static_cast<Activation>(activation), cuda::parameters_of(parameters)},
+                             nullptr);
   });
 }
 

@@ -111,11 +111,11 @@ void gemm(const Call& call, const Tensor& a, const Tensor& b, const Tensor& c, F
   });
 }
 
-// x = f(s + b), for rows.
-void activate(const Call& call, const Tensor& s, const Tensor& b, const Tensor& x, const LayerActivation& layer) {
+// x = f(s), for rows.
+void activate(const Call& call, const Tensor& s, const Tensor& x, const LayerActivation& layer) {
   visit(s.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const cuda::Activate<T> pass{s.size(0),     s.size(1),   data_of<T>(s),    pitch_of(s),     data_of<T>(b),
+    const cuda::Activate<T> pass{s.size(0),     s.size(1),   data_of<T>(s),    pitch_of(s),
                                  data_of<T>(x), pitch_of(x), layer.activation, layer.parameters};
     call.check(cuda::activate(pass, call.stream()), "activate");
   });
@@ -168,7 +168,7 @@ void forward_layer(const Call& call, const Tensor& in, const Tensor& w, const Te
   } else {
     at::mm_out(sum, in, w.t());
   }
-  if (layer.activation != Activation::Identity) activate(call, sum, Tensor(), x, layer);
+  if (layer.activation != Activation::Identity) activate(call, sum, x, layer);
 }
 
 // below = (ds w) * f'(saved) and db, of the layer below; and its x once more, where that is defined.
@@ -184,7 +184,7 @@ void backward_layer(const Call& call, const Tensor& ds, const Tensor& w, const T
       g.ld_saved = pitch_of(saved);
       g.db = data_of<T>(db);
     });
-    if (x.defined()) activate(call, saved, Tensor(), x, layer);
+    if (x.defined()) activate(call, saved, x, layer);
     return;
   }
   at::mm_out(below, ds, w);
@@ -363,7 +363,7 @@ Tensors backward_on_cuda(const Tensor& dy, const Tensor& x, c10::IntArrayRef siz
       below = empty_rows(batch, sizes[l], dy);
       backward_layer(call, ds, weights[l], saved(l - 1), below, db(l - 1), again, chain[l - 1]);
     } else if (again.defined()) {
-      activate(call, saved(l - 1), Tensor(), again, chain[l - 1]);
+      activate(call, saved(l - 1), again, chain[l - 1]);
     }
     const cuda::Path path = cuda::plan(shape_of(dy, sizes[l], sizes[l + 1]), cuda::Follows::Nothing);
     if (needs.weights[l]) product(call, ds.t(), rows_of(in), dw(l), path);
@@ -387,7 +387,7 @@ Tensor activation_on_cuda(const Tensor& s, const LayerActivation& layer) {
     const auto of = [&](const Tensor& t) {
       return t.view({size}).narrow(0, begin, rows * columns).view({rows, columns});
     };
-    activate(call, of(in), Tensor(), of(x), layer);
+    activate(call, of(in), of(x), layer);
   };
   if (whole) part(0, whole / ROW, ROW);
   if (size > whole) part(whole, 1, size - whole);
