@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from emulator import ROOT, VARIANTS, build
 
-NOT_HERE = ("test_cuda_faults.py", "test_cuda_sanitized.py")
+NOT_HERE = ("test_cuda_code.py", "test_cuda_faults.py", "test_cuda_sanitized.py")
 # Of the elementwise kernels one activation that reads the output and one that reads the summation.
 SELECTED = "not elementwise or relu or gelu_tanh"
 
