@@ -34,7 +34,8 @@ class Backward:
 
     `split` is how dw and the chain of ds share the pass: "rows", each thread sums dw over its own rows; "tiles", the
     chain of all layers, then tiles of dw; "layers", one layer's dw and dx at a time. `chunk` is the rows that go
-    through the chain together; by "layers", those of dx that are made together where it is not made by columns.
+    through the chain together; by "layers", those of dx that are made together where it is not made by columns, and 0
+    in 16 bits, where both products go block by block, in memory that each thread keeps.
     """
 
     threads: int
@@ -44,10 +45,11 @@ class Backward:
     def __str__(self) -> str:
         several = self.threads > 1
         by_rows = "each thread sums dw over its own rows" if several else "dw is summed over the rows"
+        by_layers = f"by columns or by chunks of {self.chunk} rows" if self.chunk else "block by block"
         way = {
             "rows": f"{by_rows}, {self.chunk} a chunk",
             "tiles": f"the chain of ds first, {self.chunk} rows a chunk, then tiles of dw",
-            "layers": f"layer by layer, dw and then dx, by columns or by chunks of {self.chunk} rows",
+            "layers": f"layer by layer, dw and then dx, {by_layers}",
         }
         return f"{self.threads} thread{'s' * several}, {way[self.split]}"
 

@@ -108,6 +108,20 @@ def test_the_chunk_of_the_way_backward(isa: str) -> None:
         assert {way.chunk for way in backward(pyperc.MLP([20, 33, 7], "relu"), torch.zeros(5 * rows, 20))} == {rows}
 
 
+def test_16_bits_go_backward_block_by_block(isa: str) -> None:
+    (way, _) = backward(pyperc.MLP([20, 33, 7], "relu", dtype=torch.bfloat16), torch.zeros(70, 20).bfloat16())
+    assert (way.split, way.chunk) == ("layers", 0)
+    assert str(way).endswith("dw and then dx, block by block")
+
+
+def test_the_blocks_of_rows_of_a_long_batch() -> None:
+    with forced({"rows_at_once": 30}):
+        long, short = (pyperc.explain(pyperc.MLP([20, 33, 7]), torch.zeros(n, 20)).layers for n in (95, 45))
+        (single,) = pyperc.explain(pyperc.MLP([20, 7]), torch.zeros(95, 20)).layers
+    assert all("inference in up to 3 blocks of the batch" in layer.blocking for layer in long)
+    assert not any("inference" in layer.blocking for layer in (*short, single))
+
+
 def test_backward_may_take_more_threads_than_forward() -> None:
     torch.set_num_threads(2)
     with forced({"parallel_flops": 2 * 64 * 32 * 32}):

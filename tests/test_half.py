@@ -108,6 +108,12 @@ def test_wide_layers_span_cache_blocks(isa: str, half: torch.dtype) -> None:
     check(draw([13, 45], 2300, named("tanh"), half))
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_backward_goes_in_blocks(isa: str, half: torch.dtype, activation: str) -> None:
+    """Rows, columns and depth of dx and of dw take several blocks, the last ones smaller; gelu's x is made again."""
+    check(draw([213, 410, 257], 421, named(activation), half))
+
+
 def test_explain_names_the_operands(half: torch.dtype) -> None:
     name = str(half).removeprefix("torch.")
     model = pyperc.MLP([64, 64], dtype=half)

@@ -30,9 +30,11 @@ SHAPES = {
 ACTIVATIONS = ("relu", "tanh", "identity", "leaky_relu", "gelu", "silu")
 
 
-def pass_of(network: Network, contender: str, needs_dx: bool = True) -> Callable[[], object]:
-    model = network.models()[contender]
-    x, dy = network.data()
+def pass_of(
+    network: Network, contender: str, needs_dx: bool = True, dtype: torch.dtype = torch.float32
+) -> Callable[[], object]:
+    model = network.models()[contender].to(dtype)
+    x, dy = (t.to(dtype) for t in network.data())
     leaves = [*([x.requires_grad_()] if needs_dx else []), *model.parameters()]
     return lambda: torch.autograd.grad(model(x), leaves, dy)
 
@@ -51,6 +53,24 @@ def test_forward_and_backward_peak_at_or_below_plain_torch(shape: str) -> None:
         if activation in ("gelu", "silu") and needs_dx and min(batch, *sizes) > 100 and not ours < 0.93 * plain:
             above.append(f"{network.name}: {ours} bytes are not below plain torch's {plain}")
     assert not above, "\n".join(above)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (512, (200, 300, 90)), (32, (64,) * 4)], ids=str)
+def test_16_bits_peak_at_or_below_plain_torch(shape: tuple[int, tuple[int, ...]]) -> None:
+    """Plain torch's, which computes slowly in 16 bits, are half of what it holds in float32."""
+    torch.set_num_threads(2)
+    for activation, needs_dx in itertools.product(("relu", "gelu"), (True, False)):
+        network = Network(*shape, activation)
+        # Rows of our own are padded by up to a cache line.
+        ours = allocated(pass_of(network, "pyperc", needs_dx, torch.bfloat16))[0]
+        plain = allocated(pass_of(network, "eager", needs_dx))[0] / 2
+        assert ours <= 1.015 * plain, f"{network.name}, dx {needs_dx}"
+
+
+def test_plain_torch_holds_half_as_much_in_16_bits() -> None:
+    network = Network(128, (128,) * 5)
+    halves = allocated(pass_of(network, "eager", dtype=torch.bfloat16))[0]
+    assert 2 * halves == allocated(pass_of(network, "eager"))[0]
 
 
 @pytest.mark.skipif("avx2" not in pyperc._C.isas(), reason="the processor has no AVX2")

@@ -1,8 +1,8 @@
 // The backward pass of the whole network: ds and db from layer to layer, dw and dx, and the workspace.
-#include <memory>
 #include <optional>
 #include <vector>
 
+#include "blocks.h"
 #include "numbers.h"
 
 namespace pyperc {
@@ -24,7 +24,6 @@ class BackwardRun {
         split_(gradient_split<S>(plan, pass.depth, [&](int l) { return pass.layers[l].spec.activation; })),
         weights_(pass.depth),
         ds_(pass.depth),
-        turned_(pass.depth),
         dw_(pass.depth),
         partial_(pass.depth),
         db_(pass.depth) {
@@ -44,11 +43,10 @@ class BackwardRun {
   void operator()(const Parallel& parallel, Memory& memory) {
     if (lowest_ == pass_.depth) return;
     const Workspace sums(memory, [&](Arena& arena) { lay_out_db(arena); });
-    if (split_ == GradientSplit::Layers) {
-      by_layers(parallel, memory);
-    } else {
-      by_rows(parallel, memory);
+    if constexpr (DIRECT) {
+      if (split_ != GradientSplit::Layers) by_rows(parallel, memory);
     }
+    if (split_ == GradientSplit::Layers) by_layers(parallel, memory);
     for (int l = lowest_; l < pass_.depth; ++l) finish_db(l);
   }
 
@@ -149,50 +147,32 @@ class BackwardRun {
                            {at(s), s.rs, s.cs}, {at(out), out.rs, 1}, sum ? sum + columns.begin : nullptr);
   }
 
-  // ds(l) as the left operand of dx = ds w: where it lies, or made into operands for a chunk of rows.
-  bool reads_ds(int l) const {
-    const Matrix<S> m = ds_[l].data ? ds_[l] : Matrix<S>{nullptr, ld_ds(l), 1};
-    return numbers_.is_operand({m.data, m.rs, m.cs}, pass_.layers[l].spec.out);
-  }
-
   // What a thread needs for a product of at most that many rows and columns.
   struct ProductRoom {
-    E *packed, *rows;
-    int64_t ld_rows;
+    E* packed;
     Sums<E> sums;
     ProductRoom(const BackwardRun& run, int l, int64_t m, int64_t columns, int64_t packed_elements, Arena& arena) {
-      const LayerSpec& spec = run.pass_.layers[l].spec;
-      ld_rows = padded(operands<E>(spec.out), sizeof(E));
       packed = arena.take<E>(packed_elements);
-      rows = arena.take<E>(run.reads_ds(l) ? 0 : m * ld_rows);
       sums = {nullptr, padded(columns, sizeof(T)), 1};
       if (run.needs_sums(l)) sums.data = arena.take<T>(m * sums.rs);
     }
   };
   bool needs_sums(int l) const {
     const LayerSpec& spec = pass_.layers[l].spec;
-    const int64_t k = operands<E>(spec.out);
-    if (l == 0) return numbers_.needs_sums(k, spec.in, {}, {});
-    return numbers_.needs_sums(k, spec.in, pass_.layers[l - 1].saved, {ds_[l - 1].data, ds_[l - 1].rs, 1});
+    if (l == 0) return false;
+    return numbers_.needs_sums(spec.out, spec.in, pass_.layers[l - 1].saved, {ds_[l - 1].data, ds_[l - 1].rs, 1});
   }
   // ds(l-1) = (ds(l) w(l)) * f'(s(l-1)) and db(l-1), or dx = ds(1) w(1), for rows [i, i + m) and some columns. w is
   // that part of the weight; of dx's it may be a block of its rows, from `begin` on, whose product is added.
   void product(int l, int64_t t, int64_t i, int64_t m, Range columns, const Weights& w, int64_t begin,
                const ProductRoom& room) const {
-    Matrix<S> rows = ds(l, t, i);
+    const Matrix<S> rows = ds(l, t, i);
     Gemm<E> g{};
     g.m = m;
-    if (reads_ds(l)) {
-      g.a = numbers_.as_operand({rows.data, rows.rs, 1});
-    } else {
-      numbers_.make_operands({rows.data, rows.rs, 1}, m, pass_.layers[l].spec.out, room.rows, room.ld_rows);
-      g.a = {room.rows, room.ld_rows, 1};
-    }
-    g.a.data += begin / TERMS;
+    g.a = {rows.data + begin, rows.rs, 1};
     w.use(g, {0, columns.size()});
     if (l == 0) {
-      numbers_.added(g, begin == 0, begin + w.k == pass_.layers[l].spec.out,
-                     {pass_.dx.data + i * pass_.dx.rs + columns.begin, pass_.dx.rs, 1}, room.sums);
+      numbers_.added(g, begin == 0, {pass_.dx.data + i * pass_.dx.rs + columns.begin, pass_.dx.rs, 1});
     } else {
       numbers_.differentiated(g, pass_.layers[l - 1].spec, columns.begin, saved(l - 1, i), ds(l - 1, t, i),
                               db(l - 1, t), room.sums);
@@ -220,46 +200,45 @@ class BackwardRun {
   struct GradientRoom {
     int64_t blocks, columns;  // of the batch; of dw that are summed at once
     E *inputs, *a_block = nullptr;
-    S* activated;
     Sums<E> sums{};
     GradientRoom(const BackwardRun& run, int l, int64_t m, Share share, Arena& arena) : columns(share.ins.size()) {
-      const bool sums_outside = Numbers<S, E>::SUMS_OUTSIDE || run.descends(l);
+      const bool sums_outside = run.descends(l);
       const BackwardLayer<S>& layer = run.pass_.layers[l];
       const Numbers<S, E>& numbers = run.numbers_;
-      const int64_t outs = share.outs.size(), k = operands<E>(m);
+      const int64_t outs = share.outs.size();
       const Weights whole(numbers, layer.x, outs, m, columns);
-      const bool near = run.turned_ds_is_near(l);
+      const bool near = run.ds_is_near(l);
       const int64_t unit = whole.unit(numbers.tile());
       const auto at_most = [&](int64_t bytes, int64_t bytes_of_one) {
         columns = std::min(columns, std::max<int64_t>(1, bytes / bytes_of_one / unit) * unit);
       };
-      blocks = whole.panel ? run.packed_blocks(k) : 1;
+      blocks = whole.panel ? run.packed_blocks(m) : 1;
       const int64_t rows_of_a = near ? 0 : std::min(outs, numbers.a_block() / numbers.kc());
       // What is packed has room of its own in fewer columns, for each of which ds is packed again, so that they may not
       // be very few; and in fewer samples, where sums wait in dw.
       const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
       const auto packed_of_one = [&] { return rows_of_a + (whole.panel ? columns : 0); };
-      if (!near && (k + blocks - 1) / blocks * packed_of_one() > limit) {
+      if (!near && (m + blocks - 1) / blocks * packed_of_one() > limit) {
         constexpr int64_t LEAST = 96, FEW = 256;
         if (sums_outside) {
-          if (DIRECT) at_most(std::max(LEAST, limit * blocks / k - rows_of_a), 1);
+          at_most(std::max(LEAST, limit * blocks / m - rows_of_a), 1);
         } else {
           if (whole.panel) at_most(FEW, 1);
           const int64_t fitting = std::max<int64_t>(1, limit / packed_of_one());
-          blocks = std::max(blocks, (k + fitting - 1) / fitting);
+          blocks = std::max(blocks, (m + fitting - 1) / fitting);
         }
       }
-      const int64_t samples = std::min(m, ((k + blocks - 1) / blocks) * TERMS);
+      const int64_t samples = (m + blocks - 1) / blocks;
       // A block of ds that stays in the cache may be read again and again, for few columns each.
-      const int64_t bytes_of_x = operands<E>(samples) * static_cast<int64_t>(sizeof(E));
-      if (whole.panel && near && outs * bytes_of_x <= thresholds().chunk_bytes / 2) at_most(KEPT / 2, bytes_of_x);
-      if (sums_outside && (blocks > 1 || k > numbers.kc())) {
+      const int64_t bytes_of_x = samples * static_cast<int64_t>(sizeof(E));
+      const bool stays = near && outs * bytes_of_x <= thresholds().chunk_bytes / 2;
+      if (whole.panel && stays) at_most(THREAD_MEMORY / 2, bytes_of_x);
+      if (sums_outside && (blocks > 1 || m > numbers.kc())) {
         at_most(run.plan_.block_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};
       }
       inputs = arena.take<E>(Weights(numbers, layer.x, outs, samples, columns).room(columns));
-      activated = arena.take<S>(layer.x.data ? 0 : numbers.activated_room(samples, whole.panel));
-      if (!near) a_block = arena.take<E>(rows_of_a * std::min(operands<E>(samples), numbers.kc()));
+      if (!near) a_block = arena.take<E>(rows_of_a * std::min(samples, numbers.kc()));
     }
   };
   // dw = ds^T x over rows [i, i + m) of the batch, for some rows and columns of dw; added to it where `adds`.
@@ -271,11 +250,11 @@ class BackwardRun {
     for (int64_t j = ins.begin; j < ins.end; j += room.columns) {
       const int64_t columns = std::min(room.columns, ins.end - j);
       for (int64_t q = 0; q < room.blocks; ++q) {
-        const Range samples = part(m, TERMS, q, room.blocks);
+        const Range samples = part(m, 1, q, room.blocks);
+        const Matrix<S> rows = ds(l, t, i);
         Gemm<E> g{};
         g.m = outs.size();
-        g.a = turned_ds(l, t, i);
-        g.a.data += samples.begin / TERMS * g.a.cs + outs.begin;
+        g.a = {rows.data + samples.begin * rows.rs + outs.begin, 1, rows.rs};
         g.a_block = room.a_block;
         Matrix<const S> x = rows_from(layer.x, i + samples.begin);
         if (x.data) x.data += j * x.cs;
@@ -286,68 +265,96 @@ class BackwardRun {
         } else {
           Matrix<const S> s = saved(l - 1, i + samples.begin);
           s.data += j;
-          numbers_.pack_activated(pass_.layers[l - 1].spec, s, samples.size(), columns, b.panel, room.inputs,
-                                  room.activated);
+          numbers_.pack_activated(pass_.layers[l - 1].spec, s, samples.size(), columns, b.panel, room.inputs);
         }
         b.use(g, {0, columns});
-        if constexpr (DIRECT) {
-          if (descends(l)) {
-            numbers_.descended(g, q == 0, q + 1 == room.blocks, *layer.descent, outs.begin, j, room.sums);
-            continue;
-          }
+        if (descends(l)) {
+          numbers_.descended(g, q == 0, q + 1 == room.blocks, *layer.descent, outs.begin, j, room.sums);
+        } else {
+          numbers_.added(g, q == 0 && !adds, {dw + outs.begin * layer.spec.in + j, layer.spec.in, 1});
         }
-        numbers_.added(g, q == 0 && !adds, q + 1 == room.blocks,
-                       {dw + outs.begin * layer.spec.in + j, layer.spec.in, 1}, room.sums);
       }
     }
   }
 
-  // ds(l) as the left operand of dw = ds^T x, from row i on: as it lies, or turned into operands along the batch.
-  Matrix<const E> turned_ds(int l, int64_t t, int64_t i) const {
-    if constexpr (DIRECT) {
-      const Matrix<S> m = ds(l, t, i);
-      return {m.data, 1, m.rs};
-    } else {
-      return {turned_[l] + i / TERMS * ld_turned(l), 1, ld_turned(l)};
-    }
-  }
-  int64_t ld_turned(int l) const { return padded(pass_.layers[l].spec.out, sizeof(E)); }
-  bool turned_ds_is_near(int l) const {
-    const int64_t ld = !DIRECT ? ld_turned(l) : ds_[l].data ? ds_[l].rs : ld_ds(l);
+  // Whether dw reads ds(l) in place.
+  bool ds_is_near(int l) const {
+    const int64_t ld = ds_[l].data ? ds_[l].rs : ld_ds(l);
     return in_place(ld * static_cast<int64_t>(sizeof(E)));
   }
-  void lay_out_turned(int l, Arena& arena) {
-    if (!DIRECT && has_dw(l)) turned_[l] = arena.take<E>(operands<E>(pass_.batch) * ld_turned(l));
-  }
-  void turn(int l, int64_t t) const {
-    if constexpr (!DIRECT) {
-      if (!turned_[l]) return;
-      const Range rows = part(pass_.batch, TERMS, t, plan_.threads);
-      if (rows.size() == 0) return;
-      const Matrix<S> from = ds(l, t, rows.begin);
-      E* const to = turned_[l] + rows.begin / TERMS * ld_turned(l);
-      const int64_t n = pass_.layers[l].spec.out;
-      if constexpr (TERMS == 1) {
-        numbers_.make_operands({from.data, from.rs, 1}, rows.size(), n, to, ld_turned(l));
+
+  // The same in 16 bits: both products block by block, in what a thread keeps.
+  void gradient_in_blocks(int l, int64_t t) const {
+    const BackwardLayer<S>& layer = pass_.layers[l];
+    const auto [outs, ins] = share_of_dw(l, t);
+    const Matrix<S> out{dw(l) + outs.begin * layer.spec.in + ins.begin, layer.spec.in, 1};
+    const auto turn = [&, outs = outs](Range rows, Range samples, E* to) -> Matrix<const E> {
+      const int64_t ld = padded(rows.size(), sizeof(E));
+      const Matrix<S> from = ds(l, t, samples.begin);
+      numbers_.turn({from.data + outs.begin + rows.begin, from.rs, 1}, samples.size(), rows.size(), ld, to);
+      return {to, 1, ld};
+    };
+    const auto pack = [&, ins = ins](Range samples, Range columns, int64_t panel, E* to) {
+      const Matrix<const S> x = rows_from(layer.x, samples.begin);
+      const int64_t first = ins.begin + columns.begin;
+      if (x.data) {
+        numbers_.pack({x.data + first * x.cs, x.rs, x.cs}, samples.size(), columns.size(), panel, to);
       } else {
-        numbers_.pack({from.data, from.rs, 1}, rows.size(), n, ld_turned(l), to);
+        const Matrix<const S> s = saved(l - 1, samples.begin);
+        numbers_.pack_activated(pass_.layers[l - 1].spec, {s.data + first, s.rs, 1}, samples.size(), columns.size(),
+                                panel, to);
       }
+    };
+    multiply_in_blocks(numbers_, outs.size(), ins.size(), pass_.batch, false, Arena(thread_memory()), THREAD_MEMORY,
+                       turn, pack, [&](const Finished& tile) { numbers_.narrow(tile, out); });
+  }
+  void product_in_blocks(int l, int64_t t, Range rows, Range columns) const {
+    const Matrix<S> from = ds(l, t, rows.begin);
+    const Matrix<const S> w = pass_.layers[l].w;
+    const bool in_place = numbers_.is_operand({from.data, from.rs, 1}, pass_.layers[l].spec.out);
+    const auto operand = [&](Range some, Range terms, E* to) -> Matrix<const E> {
+      const Matrix<const S> block{from.data + some.begin * from.rs + terms.begin, from.rs, 1};
+      if (in_place) return numbers_.as_operand(block);
+      const int64_t ld = padded(operands<E>(terms.size()), sizeof(E));
+      numbers_.make_operands(block, some.size(), terms.size(), to, ld);
+      return {to, ld, 1};
+    };
+    const auto pack = [&](Range terms, Range some, int64_t panel, E* to) {
+      numbers_.pack({w.data + terms.begin * w.rs + (columns.begin + some.begin) * w.cs, w.rs, w.cs}, terms.size(),
+                    some.size(), panel, to);
+    };
+    const auto multiply = [&](auto finished) {
+      multiply_in_blocks(numbers_, rows.size(), columns.size(), pass_.layers[l].spec.out, in_place,
+                         Arena(thread_memory()), THREAD_MEMORY, operand, pack, finished);
+    };
+    if (l == 0) {
+      const Matrix<S> dx{pass_.dx.data + rows.begin * pass_.dx.rs + columns.begin, pass_.dx.rs, 1};
+      multiply([&](const Finished& tile) { numbers_.narrow(tile, dx); });
+    } else {
+      const Matrix<const S> s = saved(l - 1, rows.begin);
+      const Matrix<S> below = ds(l - 1, t, rows.begin);
+      T* const sum = db(l - 1, t);
+      multiply([&](Finished tile) {
+        tile.j += columns.begin;
+        numbers_.differentiate(pass_.layers[l - 1].spec, tile, s, below, sum);
+        // A line a row, far apart: fetched while the product makes the tile below, as no hardware prefetcher does.
+        if (s.data) {
+          const int64_t next = tile.i + tile.rows, end = std::min(next + tile.rows, rows.size());
+          for (int64_t r = next; r < end; ++r) __builtin_prefetch(s.data + r * s.rs + tile.j);
+        }
+      });
     }
   }
 
   // f(arena) with the thread's own scratch memory, the same for whatever it does next: what it keeps, if that will do.
-  static constexpr size_t KEPT = 256 * 1024;
-  static char* kept() {
-    struct alignas(64) Scratch {
-      char memory[KEPT];
-    };
-    // Not on the stack, which another thread than the first may have little of.
-    thread_local const auto scratch = std::make_unique_for_overwrite<Scratch>();
-    return scratch->memory;
-  }
   template <class F>
   void with_scratch(int64_t t, F f) const {
-    f(Arena(scratch_ ? scratch_ + t * static_cast<int64_t>(scratch_size_) : kept()));
+    f(Arena(scratch_ ? scratch_ + t * static_cast<int64_t>(scratch_size_) : thread_memory()));
+  }
+  // What that leaves of what the calling thread keeps, for a workspace.
+  Kept left_of_kept() const {
+    const size_t taken = scratch_size_ > THREAD_MEMORY ? 0 : scratch_size_;
+    return {thread_memory() + taken, THREAD_MEMORY - taken};
   }
   template <class F>
   void lay_out_scratch(Arena& arena, F most) {
@@ -358,7 +365,7 @@ class BackwardRun {
       scratch_size_ = std::max(scratch_size_, count.used());
     });
     scratch_ = nullptr;
-    if (scratch_size_ > KEPT) {
+    if (scratch_size_ > THREAD_MEMORY) {
       scratch_ = arena.take<char>(plan_.threads * static_cast<int64_t>(scratch_size_));
     }
   }
@@ -377,7 +384,7 @@ class BackwardRun {
       if (has_product(l)) weights_[l] = {numbers_, pass_.layers[l].w, plan_.chunk, spec.out, spec.in};
       packs = packs || weights_[l].panel;
     }
-    const Workspace workspace(memory, [&](Arena& arena) {
+    const auto lay_out = [&](Arena& arena) {
       int64_t widest = 0;
       for (int l = lowest_; l < pass_.depth; ++l) {
         const LayerSpec& spec = pass_.layers[l].spec;
@@ -385,7 +392,6 @@ class BackwardRun {
         if (!sums_dw && !(dy_is_ds_ && l + 1 == pass_.depth)) {
           ds_[l] = {arena.take<S>(pass_.batch * ld_ds(l)), ld_ds(l), 1};
         }
-        lay_out_turned(l, arena);
         lay_out_dw(l, arena);
         if (sums_dw && has_dw(l)) partial_[l] = arena.take<T>((threads - 1) * spec.out * spec.in);
         if (sums_dw && !ds_[l].data) widest = std::max(widest, ld_ds(l));
@@ -408,7 +414,8 @@ class BackwardRun {
           }
         }
       });
-    });
+    };
+    const Workspace workspace(memory, lay_out, [&] { return left_of_kept(); });
     if (packs) {
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) {
@@ -418,28 +425,21 @@ class BackwardRun {
     }
     run(parallel, threads, [&](int64_t t) { chain(t); });
     if (!sums_dw) {
-      if (!DIRECT) {
-        run(parallel, threads, [&](int64_t t) {
-          for (int l = lowest_; l < pass_.depth; ++l) turn(l, t);
-        });
-      }
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
       });
     } else if (!descends_in_chain()) {
-      if constexpr (DIRECT) {
-        run(parallel, threads, [&](int64_t t) {
-          for (int l = lowest_; l < pass_.depth; ++l) {
-            if (!has_dw(l)) continue;
-            const LayerSpec& spec = pass_.layers[l].spec;
-            const Range rows = part(spec.out, 1, t, threads);
-            for (int64_t u = 0; u + 1 < threads; ++u) {
-              add(dw(l), partial_[l] + u * spec.out * spec.in, {rows.begin * spec.in, rows.end * spec.in});
-            }
-            descend(l, t);
+      run(parallel, threads, [&](int64_t t) {
+        for (int l = lowest_; l < pass_.depth; ++l) {
+          if (!has_dw(l)) continue;
+          const LayerSpec& spec = pass_.layers[l].spec;
+          const Range rows = part(spec.out, 1, t, threads);
+          for (int64_t u = 0; u + 1 < threads; ++u) {
+            add(dw(l), partial_[l] + u * spec.out * spec.in, {rows.begin * spec.in, rows.end * spec.in});
           }
-        });
-      }
+          descend(l, t);
+        }
+      });
     }
     for (int l = pass_.depth - 1; l >= lowest_; --l) memory.end(l);
   }
@@ -453,13 +453,10 @@ class BackwardRun {
         const BackwardLayer<S>& layer = pass_.layers[l];
         const LayerSpec& spec = layer.spec;
         const auto own_gradient = [&] {
-          if constexpr (DIRECT) {
-            if (split_ != GradientSplit::Rows || !layer.wants_dw) return;
-            S* sum = t == 0 ? dw(l) : partial_[l] + (t - 1) * spec.out * spec.in;
-            with_scratch(t, [&](Arena arena) {
-              gradient(l, t, i, m, {{0, spec.out}, {0, spec.in}}, sum, i > rows.begin, arena);
-            });
-          }
+          if (split_ != GradientSplit::Rows || !layer.wants_dw) return;
+          S* sum = t == 0 ? dw(l) : partial_[l] + (t - 1) * spec.out * spec.in;
+          with_scratch(
+              t, [&](Arena arena) { gradient(l, t, i, m, {{0, spec.out}, {0, spec.in}}, sum, i > rows.begin, arena); });
         };
         if (!descends_in_chain()) own_gradient();
         if (has_product(l)) {
@@ -474,7 +471,11 @@ class BackwardRun {
   void tile_of_dw(int l, int64_t t) const {
     const BackwardLayer<S>& layer = pass_.layers[l];
     if (!layer.wants_dw) return;
-    with_scratch(t, [&](Arena arena) { gradient(l, t, 0, pass_.batch, share_of_dw(l, t), dw(l), false, arena); });
+    if constexpr (DIRECT) {
+      with_scratch(t, [&](Arena arena) { gradient(l, t, 0, pass_.batch, share_of_dw(l, t), dw(l), false, arena); });
+    } else {
+      gradient_in_blocks(l, t);
+    }
   }
 
   // Layers: dw(l), then ds(l-1), which may take the place of x(l-1); so that nothing lives longer than it must.
@@ -482,6 +483,7 @@ class BackwardRun {
     const int64_t threads = plan_.threads;
     const int last = pass_.depth - 1;
     std::optional<Workspace> rooms[2];
+    const auto left = [&] { return left_of_kept(); };
     const auto make_room = [&](int l) {
       if (ds_[l].data) return;
       rooms[l % 2].emplace(memory,
@@ -497,16 +499,11 @@ class BackwardRun {
     for (int l = last; l >= lowest_; --l) {
       const BackwardLayer<S>& layer = pass_.layers[l];
       const bool sums_db = dy_is_ds_ && l == last, own = owns_columns(l);
-      std::optional<Workspace> turned;
-      if (!DIRECT && layer.wants_dw) {
-        turned.emplace(memory, [&](Arena& arena) { lay_out_turned(l, arena); });
-        run(parallel, threads, [&](int64_t t) { turn(l, t); });
-      }
       if (has_dw(l) && !layer.descent) memory.begin(l);
       const Workspace dw_of_layer(memory, [&](Arena& arena) { lay_out_dw(l, arena); });
       if (l > 0 && has_product(l)) make_room(l - 1);
       if (own && l > 0) {
-        const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Both); });
+        const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Both); }, left);
         run(parallel, threads, [&](int64_t t) {
           if (sums_db) top(t);
           if (!descends(l) || !has_product(l)) tile_of_dw(l, t);
@@ -514,16 +511,15 @@ class BackwardRun {
         });
       } else {
         {
-          const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Gradient); });
+          const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Gradient); }, left);
           run(parallel, threads, [&](int64_t t) {
             if (sums_db) top(t);
             tile_of_dw(l, t);
           });
         }
-        turned.reset();
         if (has_product(l)) {
           if (l == 0) memory.begin_dx();
-          const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Product); });
+          const Workspace workspace(memory, [&](Arena& arena) { lay_out_layer(arena, l, Part::Product); }, left);
           if (own) {
             run(parallel, threads, [&](int64_t t) { columns_of_product(l, t); });
           } else {
@@ -539,6 +535,9 @@ class BackwardRun {
   }
   enum class Part { Gradient, Product, Both };
   void lay_out_layer(Arena& arena, int l, Part what) {
+    if constexpr (DIRECT) lay_out_products(arena, l, what);
+  }
+  void lay_out_products(Arena& arena, int l, Part what) {
     const LayerSpec& spec = pass_.layers[l].spec;
     const bool own = owns_columns(l);
     if (!own && what == Part::Product) {
@@ -572,23 +571,23 @@ class BackwardRun {
   };
   Columns columns_at_once(int l, Range share) const {
     const LayerSpec& spec = pass_.layers[l].spec;
-    const bool by_chunk = !reads_ds(l) || needs_sums(l);
+    const bool by_chunk = needs_sums(l);
     const int64_t rows = by_chunk ? plan_.chunk : pass_.batch;
     const Weights all = columns_of_weight(l, rows, {0, spec.out}, {0, share.size()});
     if (all.panel == 0) return {rows, share.size(), spec.out, 0};
     // ds(l-1) in the place of x(l-1) leaves room for it, and so does a dw that nobody wants; beside dx there is little.
     // Where dw is made beside the packed columns, they share the room with the sums of as many.
     const bool roomy = l > 0 || !has_dw(l);
-    const bool at_once = !DIRECT || roomy || by_chunk || descends(l);
+    const bool at_once = roomy || by_chunk || descends(l);
     const int64_t depth = at_once ? spec.out : std::min(spec.out, packed_depth());
     const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
-    int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{KEPT};  // rows are copied for each
+    int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{THREAD_MEMORY};  // rows are copied for each
     if (roomy) {
       bytes = std::min((input / 2 + thresholds().packed_bytes) / plan_.threads, thresholds().product_bytes);
     }
     // Beside as much of x and of the sums; of ds too, where that is packed.
-    if (descends(l)) bytes = turned_ds_is_near(l) ? plan_.block_bytes : plan_.block_bytes * 2 / 3;
+    if (descends(l)) bytes = ds_is_near(l) ? plan_.block_bytes : plan_.block_bytes * 2 / 3;
     const int64_t panels = bytes / (w.room(w.panel) * static_cast<int64_t>(sizeof(E)));
     const int64_t columns = std::min(share.size(), std::max<int64_t>(1, panels) * w.panel);
     return {rows, columns, depth, w.room(columns)};
@@ -604,8 +603,15 @@ class BackwardRun {
   void columns_of_product(int l, int64_t t) const {
     const Range share = columns_of(l, t);
     if (share.size() == 0) return;
-    const Columns at_once = columns_at_once(l, share);
     if (l > 0) clear_db(l - 1, 0, share);
+    if constexpr (DIRECT) {
+      blocks_of_columns(l, t, share);
+    } else {
+      product_in_blocks(l, 0, {0, pass_.batch}, share);
+    }
+  }
+  void blocks_of_columns(int l, int64_t t, Range share) const {
+    const Columns at_once = columns_at_once(l, share);
     with_scratch(t, [&](Arena arena) {
       const ProductRoom room(*this, l, at_once.rows, at_once.columns, at_once.packed, arena);
       const int64_t out = pass_.layers[l].spec.out;
@@ -630,13 +636,17 @@ class BackwardRun {
     if (w.panel) run(parallel, threads, [&](int64_t t) { w.pack(numbers_, part(in, w.panel, t, threads)); });
     run(parallel, threads, [&](int64_t t) {
       if (l > 0) clear_db(l - 1, t, {0, in});
-      with_scratch(t, [&](Arena arena) {
-        const ProductRoom room(*this, l, plan_.chunk, in, 0, arena);
-        const Range rows = rows_of(t);
-        for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
-          product(l, t, i, std::min(plan_.chunk, rows.end - i), {0, in}, w, 0, room);
-        }
-      });
+      const Range rows = rows_of(t);
+      if constexpr (DIRECT) {
+        with_scratch(t, [&](Arena arena) {
+          const ProductRoom room(*this, l, plan_.chunk, in, 0, arena);
+          for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
+            product(l, t, i, std::min(plan_.chunk, rows.end - i), {0, in}, w, 0, room);
+          }
+        });
+      } else {
+        product_in_blocks(l, t, rows, {0, in});
+      }
     });
   }
 
@@ -648,8 +658,7 @@ class BackwardRun {
   bool dy_is_ds_;  // ds(L) is dy where it lies
   std::vector<Weights> weights_;
   std::vector<Matrix<S>> ds_;  // null: a chunk at a time, in ring_
-  std::vector<E*> turned_;
-  std::vector<S*> dw_;  // from which w is updated after the whole of it was read
+  std::vector<S*> dw_;         // from which w is updated after the whole of it was read
   std::vector<T*> partial_, db_;
   S* ring_ = nullptr;
   int64_t ring_size_ = 0;

@@ -9,9 +9,11 @@ namespace {
 
 template <class S, class E>
 class ForwardRun {
+  static constexpr bool DIRECT = Numbers<S, E>::DIRECT;
+
  public:
   ForwardRun(const Numbers<S, E>& numbers, const Plan& plan, const Forward<S>& pass)
-      : numbers_(numbers), plan_(plan), pass_(pass), rows_{0, pass.batch}, layers_(pass.depth) {
+      : numbers_(numbers), plan_(plan), pass_(pass), chunk_(plan.chunk), rows_{0, pass.batch}, layers_(pass.depth) {
     // Where nothing is kept for a backward pass, there is more room to pack.
     int64_t most = std::max(plan.packed_bytes, thresholds().chunk_bytes);
     for (int l = 0; l < pass.depth; ++l) {
@@ -27,23 +29,39 @@ class ForwardRun {
     }
     // Layers whose weights are packed together: as many as there is room for, and where columns are shared, one.
     int64_t bytes = 0;
+    int waiting = 0;
     for (int l = 0; l < pass.depth; ++l) {
       bytes += layers_[l].room * static_cast<int64_t>(sizeof(E));
       const int64_t next = l + 1 < pass.depth ? layers_[l + 1].room * static_cast<int64_t>(sizeof(E)) : 0;
       layers_[l].ends = l + 1 == pass.depth || by_columns() || bytes + next > most;
       if (layers_[l].ends) bytes = 0;
-      // x that nobody keeps has to wait in a buffer while the weights of the next layers are packed, or other threads
-      // make its columns.
-      if (layers_[l].ends && l + 1 < pass.depth && (by_columns() || !stored(l + 1).data)) waits_ = true;
+      // x that nobody keeps has to wait while the weights of the next layers are packed, or others make its columns.
+      if (layers_[l].ends && l + 1 < pass.depth && !pass.layers[l].x.data) {
+        layers_[l].waits = waiting++ % 2;
+        Matrix<S>& room = waiting_[layers_[l].waits];
+        room.rs = std::max(room.rs, padded(pass.layers[l].spec.out, sizeof(S)));
+      }
     }
-    bool buffered = false;
-    for (int l = 1; l < pass.depth; ++l) buffered = buffered || !in_place(l);
-    if (waits_ && buffered) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
+    if (waiting) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
+    for (int l = 0; l < pass.depth; ++l) {
+      const int64_t k = operands<E>(pass.layers[l].spec.in);
+      if (!in_place(l)) widest_[buffer(l)] = std::max(widest_[buffer(l)], padded(k, sizeof(E)));
+      if (!DIRECT && k > numbers.kc()) ld_sums_ = std::max(ld_sums_, padded(layers_[l].columns, sizeof(Sum<E>)));
+    }
+    // Rows that are widened fit into half of what a thread keeps: more would be noticed beside plain torch.
+    const int64_t row = (widest_[0] + widest_[1] + widest_[2]) * static_cast<int64_t>(sizeof(E)) +
+                        ld_sums_ * static_cast<int64_t>(sizeof(Sum<E>));
+    constexpr int64_t MOST = THREAD_MEMORY / 2;
+    if (!DIRECT && row > 0) chunk_ = std::min(chunk_, std::max<int64_t>(numbers.tile().mr, MOST / row));
   }
 
   void operator()(const Parallel& parallel, Memory& memory) {
-    const Workspace workspace(memory, [&](Arena& arena) { lay_out(arena); });
-    if constexpr (!Numbers<S, E>::DIRECT) {
+    const auto left_of_kept = [&] {
+      const size_t taken = chunk_size_ > THREAD_MEMORY ? 0 : chunk_size_;
+      return Kept{thread_memory() + taken, THREAD_MEMORY - taken};
+    };
+    const Workspace workspace(memory, [&](Arena& arena) { lay_out(arena); }, left_of_kept);
+    if constexpr (!DIRECT) {
       for (int l = 0; l < pass_.depth; ++l) {
         const ForwardLayer<S>& layer = pass_.layers[l];
         if (layer.b) numbers_.kernels.widen(1, layer.spec.out, layer.b, 0, layers_[l].bias, 0);
@@ -76,11 +94,12 @@ class ForwardRun {
         });
       }
       run(parallel, threads, [&](int64_t t) {
+        const Chunk chunk = chunk_of(t);
         const Range rows = rows_of(t);
-        for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
-          const int64_t m = std::min(plan_.chunk, rows.end - i);
-          enter(first, t, i, m);
-          for (int l = first; l < end; ++l) layer(l, t, i, m, {0, pass_.layers[l].spec.out}, layers_[l].weights);
+        for (int64_t i = rows.begin; i < rows.end; i += chunk_) {
+          const int64_t m = std::min(chunk_, rows.end - i);
+          enter(first, chunk, i, m);
+          for (int l = first; l < end; ++l) layer(l, chunk, i, m, {0, pass_.layers[l].spec.out}, layers_[l].weights);
         }
       });
     }
@@ -109,14 +128,15 @@ class ForwardRun {
   void blocks_of_columns(int l, int64_t t) const {
     const auto [rows, columns] = share(l, t);
     const Layer& layer = layers_[l];
+    const Chunk chunk = chunk_of(t);
     for (int64_t j = columns.begin; j < columns.end; j += layer.columns) {
       const Range some{j, std::min(j + layer.columns, columns.end)};
-      const Operand<S, E> weights = layer.weights.columns(some, layer.weights.packed + t * packed_);
+      const Operand<S, E> weights = layer.weights.columns(some, chunk.packed);
       weights.pack(numbers_, {0, some.size()});
-      for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
-        const int64_t m = std::min(plan_.chunk, rows.end - i);
-        if (j == columns.begin || m < rows.size()) enter(l, t, i, m);
-        this->layer(l, t, i, m, some, weights);
+      for (int64_t i = rows.begin; i < rows.end; i += chunk_) {
+        const int64_t m = std::min(chunk_, rows.end - i);
+        if (j == columns.begin || m < rows.size()) enter(l, chunk, i, m);
+        this->layer(l, chunk, i, m, some, weights);
       }
     }
   }
@@ -127,71 +147,88 @@ class ForwardRun {
   }
 
   void lay_out(Arena& arena) {
-    int64_t taken = 0, widest[3] = {0, 0, 0}, sums = 0;
+    int64_t taken = 0;
     packed_ = 0;
     for (const Layer& layer : layers_) {
       taken += layer.room;
       packed_ = std::max(packed_, taken);
       if (layer.ends) taken = 0;
     }
-    E* const all = arena.take<E>(packed_ * (by_columns() ? plan_.threads : 1));
-    for (Layer& layer : layers_) {
+    E* const all = arena.take<E>(by_columns() ? 0 : packed_);
+    for (int l = 0; l < pass_.depth; ++l) {
+      Layer& layer = layers_[l];
       layer.weights.packed = all + taken;
       taken = layer.ends ? 0 : taken + layer.room;
+      if (!DIRECT && pass_.layers[l].b) layer.bias = arena.take<Sum<E>>(pass_.layers[l].spec.out);
     }
-    for (int l = 0; l < pass_.depth; ++l) {
-      const LayerSpec& spec = pass_.layers[l].spec;
-      if (!numbers_.DIRECT && pass_.layers[l].b) layers_[l].bias = arena.take<Sum<E>>(spec.out);
-      if (!in_place(l)) widest[buffer(l)] = std::max(widest[buffer(l)], padded(operands<E>(spec.in), sizeof(E)));
-      if (!numbers_.DIRECT && operands<E>(spec.in) > numbers_.kc()) sums = std::max(sums, layers_[l].columns);
-    }
-    const int64_t rows = plan_.threads * plan_.chunk, most = (pass_.batch + blocks_ - 1) / blocks_;
-    for (int b = 0; b < 3; ++b) {
-      buffers_[b] = {arena.take<E>((b > 0 && waits_ ? most : rows) * widest[b]), widest[b], 1};
-    }
-    ld_sums_ = padded(sums, sizeof(Sum<E>));
-    sums_ = arena.take<Sum<E>>(rows * ld_sums_);
+    const int64_t most = (pass_.batch + blocks_ - 1) / blocks_;
+    for (Matrix<S>& room : waiting_) room.data = arena.take<S>(most * room.rs);
+    Arena count(nullptr);
+    (void)Chunk(*this, count);
+    chunk_size_ = count.used();
+    chunks_ = nullptr;
+    if (chunk_size_ > THREAD_MEMORY) chunks_ = arena.take<char>(plan_.threads * static_cast<int64_t>(chunk_size_));
   }
 
-  // What layer l reads, where it lies in memory; null for a hidden x that nobody keeps.
-  Matrix<const S> stored(int l) const {
-    if (l == 0) return pass_.x;
-    const Matrix<S>& x = pass_.layers[l - 1].x;
-    return {x.data, x.rs, x.cs};
+  // A thread's own: of a chunk of rows, what the first layer reads, the odd and the even ones, where that is not read
+  // in place, and sums that are not finished; its columns of the weight, where those are shared.
+  struct Chunk {
+    Matrix<E> buffers[3];
+    Sums<E> sums;
+    E* packed;
+    Chunk(const ForwardRun& run, Arena& arena) {
+      for (int b = 0; b < 3; ++b) buffers[b] = {arena.take<E>(run.chunk_ * run.widest_[b]), run.widest_[b], 1};
+      sums = {arena.take<Sum<E>>(run.chunk_ * run.ld_sums_), run.ld_sums_, 1};
+      packed = arena.take<E>(run.by_columns() ? run.packed_ : 0);
+    }
+  };
+  Chunk chunk_of(int64_t t) const {
+    Arena arena(chunks_ ? chunks_ + t * static_cast<int64_t>(chunk_size_) : thread_memory());
+    return {*this, arena};
+  }
+  static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }
+
+  // Where x(l) is stored: a hidden one that nobody keeps, only while it waits, and of the rows that go through now.
+  bool is_stored(int l) const { return pass_.layers[l].x.data || layers_[l].waits >= 0; }
+  Matrix<S> x(int l, int64_t i) const {
+    const int w = layers_[l].waits;
+    const Matrix<S>& all = w < 0 ? pass_.layers[l].x : waiting_[w];
+    return {all.data ? all.data + (w < 0 ? i : i - rows_.begin) * all.rs : nullptr, all.rs, 1};
+  }
+  // What layer l reads, from row i on, where it is stored.
+  Matrix<const S> input(int l, int64_t i) const {
+    if (l == 0) return rows_from(pass_.x, i);
+    const Matrix<S> below = x(l - 1, i);
+    return {below.data, below.rs, below.cs};
   }
   // Whether the kernels read it there.
   bool in_place(int l) const {
-    const Matrix<const S> x = stored(l);
-    if (!x.data) return false;
-    if (numbers_.DIRECT && l > 0) return true;  // a buffer of our own, padded
-    if (numbers_.DIRECT && x.rs == 1 && x.cs != 1) return !dots(l);
+    if (l > 0 && !is_stored(l - 1)) return false;
+    if (DIRECT && l > 0) return true;  // a buffer of our own, padded
+    const Matrix<const S> x = input(l, rows_.begin);
+    if (DIRECT && x.rs == 1 && x.cs != 1) return !dots(l);
     return numbers_.is_operand(x, pass_.layers[l].spec.in);
   }
-  static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }
-  Matrix<E> buffer(int l, int64_t t, int64_t i) const {
-    const Matrix<E>& b = buffers_[buffer(l)];
-    return {b.data + (l > 0 && waits_ ? i - rows_.begin : t * plan_.chunk) * b.rs, b.rs, 1};
-  }
-  Matrix<const E> operand(int l, int64_t t, int64_t i) const {
-    if (in_place(l)) return numbers_.as_operand(rows_from(stored(l), i));
-    const Matrix<E> b = buffer(l, t, i);
-    return {b.data, b.rs, 1};
-  }
   // Rows [i, i + m) of what a segment begins with.
-  void enter(int l, int64_t t, int64_t i, int64_t m) const {
-    if (in_place(l) || (l > 0 && waits_)) return;
-    const Matrix<E> to = buffer(l, t, i);
-    numbers_.make_operands(rows_from(stored(l), i), m, pass_.layers[l].spec.in, to.data, to.rs);
+  void enter(int l, const Chunk& chunk, int64_t i, int64_t m) const {
+    if (in_place(l)) return;
+    const Matrix<E>& to = chunk.buffers[buffer(l)];
+    numbers_.make_operands(input(l, i), m, pass_.layers[l].spec.in, to.data, to.rs);
   }
 
   // Rows [i, i + m) and some columns of x(l), with that part of the weight.
-  void layer(int l, int64_t t, int64_t i, int64_t m, Range columns, const Operand<S, E>& weights) const {
+  void layer(int l, const Chunk& chunk, int64_t i, int64_t m, Range columns, const Operand<S, E>& weights) const {
     const ForwardLayer<S>& layer = pass_.layers[l];
     const Sum<E>* bias = layers_[l].bias;
-    if constexpr (Numbers<S, E>::DIRECT) bias = layer.b;
+    if constexpr (DIRECT) bias = layer.b;
     Gemm<E> g{};
     g.m = m;
-    g.a = operand(l, t, i);
+    if (in_place(l)) {
+      g.a = numbers_.as_operand(input(l, i));
+    } else {
+      const Matrix<E>& buffer = chunk.buffers[this->buffer(l)];
+      g.a = {buffer.data, buffer.rs, 1};
+    }
     g.init = bias ? bias + columns.begin : nullptr;
     const S* rows_of_w = nullptr;
     if (dots(l)) {
@@ -203,16 +240,15 @@ class ForwardRun {
       weights.use(g, {0, columns.size()});
     }
     Matrix<E> next;
-    if (l + 1 < pass_.depth && !in_place(l + 1)) next = buffer(l + 1, t, i);
-    const auto from_row = [&](const Matrix<S>& x) { return Matrix<S>{x.data ? x.data + i * x.rs : nullptr, x.rs, 1}; };
-    numbers_.activated(g, rows_of_w, layer.spec, columns.begin, from_row(layer.s), from_row(layer.x), next,
-                       {sums_ + t * plan_.chunk * ld_sums_, ld_sums_, 1});
+    if (!layers_[l].ends && !in_place(l + 1)) next = chunk.buffers[buffer(l + 1)];
+    const Matrix<S> s{layer.s.data ? layer.s.data + i * layer.s.rs : nullptr, layer.s.rs, 1};
+    numbers_.activated(g, rows_of_w, layer.spec, columns.begin, s, x(l, i), next, chunk.sums);
   }
 
   const Numbers<S, E> numbers_;
   const Plan& plan_;
   const Forward<S>& pass_;
-  bool waits_ = false;  // hidden x of all rows of a block waits in a buffer, not a chunk for each thread
+  int64_t chunk_;
   int64_t blocks_ = 1;  // of the batch, so that less of it waits
   Range rows_;          // of the block
   struct Layer {
@@ -220,13 +256,15 @@ class ForwardRun {
     int64_t columns = 0;     // that a thread packs at once
     int64_t room = 0;        // of the packed weights
     bool ends = false;       // a segment
+    int waits = -1;          // in which of two buffers x of all rows of a block waits, where nobody keeps it
     Sum<E>* bias = nullptr;  // widened
   };
   std::vector<Layer> layers_;
-  int64_t packed_ = 0;    // room for the packed weights of a segment; of each thread, where columns are shared
-  Matrix<E> buffers_[3];  // what the first layer reads, the odd and the even ones, where that is not read in place
-  Sum<E>* sums_ = nullptr;
-  int64_t ld_sums_ = 0;
+  Matrix<S> waiting_[2] = {{nullptr, 0, 1}, {nullptr, 0, 1}};
+  int64_t packed_ = 0;  // room for the packed weights of a segment; of each thread, where columns are shared
+  int64_t widest_[3] = {0, 0, 0}, ld_sums_ = 0;  // of a chunk
+  char* chunks_ = nullptr;                       // null: in what each thread keeps
+  size_t chunk_size_ = 0;
 };
 
 template <class S, class K>

@@ -24,13 +24,14 @@ bool reads_in_place(int64_t m, int64_t k, Matrix<const T> b) {
   return b.cs == 1 && (std::min(m, k) <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
 }
 
-// How a backward pass over S goes by its plan; activation(l) is that of layer l. Threads sum no dw of their own in 16
-// bits, nor without activations between layers: plain torch, which has no ds then, holds less.
+// How a backward pass over S goes by its plan; activation(l) is that of layer l. In 16 bits, by layers: what would be
+// kept for all of them takes float32. Without activations between layers threads sum no dw of their own: plain torch,
+// which has no ds then, holds less.
 template <class S, class F>
 GradientSplit gradient_split(const Plan& plan, int depth, F activation) {
+  if (!std::is_floating_point_v<S>) return GradientSplit::Layers;
   bool sums_by_rows = depth == 1;
   for (int l = 0; l + 1 < depth; ++l) sums_by_rows = sums_by_rows || activation(l) != Activation::Identity;
-  sums_by_rows = sums_by_rows && std::is_floating_point_v<S>;
   return sums_by_rows || plan.gradient != GradientSplit::Rows ? plan.gradient : GradientSplit::Layers;
 }
 

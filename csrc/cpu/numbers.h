@@ -49,9 +49,7 @@ struct Numbers<T, T> {
     kernels.pack(b, k, n, panel, packed);
   }
   // The same of f(s), an input that was not kept.
-  static constexpr int64_t activated_room(int64_t, int64_t) { return 0; }
-  void pack_activated(const LayerSpec& spec, Matrix<const T> s, int64_t k, int64_t n, int64_t panel, T* packed,
-                      T*) const {
+  void pack_activated(const LayerSpec& spec, Matrix<const T> s, int64_t k, int64_t n, int64_t panel, T* packed) const {
     const auto activate = [&](int64_t rows, int64_t columns, const T* from, T* to, int64_t ld) {
       const Map<T> map{rows, columns, from, s.rs, to, ld, nullptr, 0, nullptr, spec.parameters};
       kernels.activate[static_cast<int>(spec.activation)](map);
@@ -169,8 +167,7 @@ struct Numbers<T, T> {
     kernels.gemm(g);
   }
   // One block of a sum over several, or all of it: out += g, or out = g for the first.
-  static constexpr bool SUMS_OUTSIDE = false;
-  void added(Gemm<T>& g, bool first, bool, Matrix<T> out, Sums<T>) const {
+  void added(Gemm<T>& g, bool first, Matrix<T> out) const {
     g.c = out.data;
     g.ldc = out.rs;
     g.init = first ? nullptr : g.c;
@@ -270,19 +267,28 @@ struct Numbers {
   void pack(Matrix<const S> b, int64_t k, int64_t n, int64_t panel, E* packed) const {
     products.pack(b, k, n, panel, packed);
   }
-  static constexpr int64_t activated_room(int64_t k, int64_t panel) { return k * panel; }
-  void pack_activated(const LayerSpec& spec, Matrix<const S> s, int64_t k, int64_t n, int64_t panel, E* packed,
-                      S* room) const {
+  // ds as the left operand of dw: operands along the batch, whose rows lie ld operands apart.
+  void turn(Matrix<const S> ds, int64_t samples, int64_t columns, int64_t ld, E* to) const {
+    if constexpr (TERMS == 1) {
+      widen(ds, samples, columns, to, ld);
+    } else {
+      products.pack(ds, samples, columns, ld, to);
+    }
+  }
+  void pack_activated(const LayerSpec& spec, Matrix<const S> s, int64_t k, int64_t n, int64_t panel, E* packed) const {
     float wide[Tile::MOST_ELEMENTS];
+    S rounded[Tile::MOST_ELEMENTS];
+    const int64_t depth = (k + TERMS - 1) / TERMS;
     for (int64_t j = 0; j < n; j += panel) {
-      const int64_t columns = std::min(panel, n - j);
-      for (int64_t i = 0; i < k; ++i) {
-        kernels.widen(1, columns, s.data + i * s.rs + j, 0, wide, 0);
+      const int64_t columns = std::min(panel, n - j), most = Tile::MOST_ELEMENTS / columns / TERMS * TERMS;
+      for (int64_t i = 0; i < k; i += most) {
+        const int64_t rows = std::min(most, k - i);
+        kernels.widen(rows, columns, s.data + i * s.rs + j, s.rs, wide, columns);
         kernels.activate[static_cast<int>(spec.activation)](
-            {1, columns, wide, 0, wide, 0, nullptr, 0, nullptr, spec.parameters});
-        kernels.narrow(1, columns, wide, 0, room + i * columns, 0);
+            {rows, columns, wide, columns, wide, columns, nullptr, 0, nullptr, spec.parameters});
+        kernels.narrow(rows, columns, wide, columns, rounded, columns);
+        products.pack({rounded, columns, 1}, rows, columns, panel, packed + j * depth + i / TERMS * panel);
       }
-      products.pack({room, columns, 1}, k, columns, panel, packed + j * ((k + TERMS - 1) / TERMS));
     }
   }
 
@@ -310,32 +316,10 @@ struct Numbers {
     }
   }
 
-  bool needs_sums(int64_t k, int64_t, Matrix<const S>, Matrix<const S>) const { return k > products.kc; }
-  void differentiated(Gemm<E>& g, const LayerSpec& spec, int64_t first, Matrix<const S> saved, Matrix<S> ds, float* db,
-                      Sums<E> sums) const {
-    const auto finished = [&](Finished tile) {
-      tile.j += first;
-      differentiate(spec, tile, saved, ds, db);
-      // A line a row, far apart: fetched while the product makes the tile below, as no hardware prefetcher does.
-      if (saved.data) {
-        const int64_t next = tile.i + tile.rows, end = std::min(next + tile.rows, g.m);
-        for (int64_t r = next; r < end; ++r) __builtin_prefetch(saved.data + r * saved.rs + tile.j);
-      }
-    };
-    hand_over(g, finished, products.kc, sums);
-    products.gemm(g);
-  }
-  static constexpr bool SUMS_OUTSIDE = true;
-  void added(Gemm<E>& g, bool first, bool last, Matrix<S> out, Sums<E> sums) const {
-    const auto finished = [&](const Finished& tile) { narrow(tile, out); };
-    g.init = first ? nullptr : sums.data;
-    g.ld_init = sums.rs;
-    if (last) {
-      hand_over(g, finished, products.kc, sums);
-    } else {
-      g.c = sums.data;
-      g.ldc = sums.rs;
-    }
+  // Hands c over tile by tile, of sums that one cache block holds.
+  template <class F>
+  void multiply(Gemm<E>& g, const F& finished) const {
+    hand_over(g, finished, g.k, {});
     products.gemm(g);
   }
 
@@ -352,6 +336,25 @@ struct Numbers {
     }
   }
 
+  // A tile of float32 dx becomes ds.
+  void differentiate(const LayerSpec& spec, const Finished& tile, Matrix<const S> saved, Matrix<S> ds,
+                     float* db) const {
+    float wide[Tile::MOST_ELEMENTS];
+    Map<float> map{tile.rows, tile.columns, tile.c,   tile.ldc, tile.c,
+                   tile.ldc,  tile.c,       tile.ldc, nullptr,  spec.parameters};
+    if (saved.data) {
+      kernels.widen(tile.rows, tile.columns, saved.data + tile.i * saved.rs + tile.j, saved.rs, wide, tile.columns);
+      map.saved = wide;
+      map.ld_saved = tile.columns;
+    }
+    if (db) map.db = db + tile.j;
+    kernels.differentiate[static_cast<int>(spec.activation)](map);
+    if (ds.data) narrow(tile, ds);
+  }
+  void narrow(const Finished& t, Matrix<S> out) const {
+    kernels.narrow(t.rows, t.columns, t.c, t.ldc, out.data + t.i * out.rs + t.j, out.rs);
+  }
+
  private:
   // c is handed over tile by tile to f; by way of `sums` where the sum is too long to stay in one tile.
   template <class F>
@@ -364,9 +367,6 @@ struct Numbers {
     g.finished = [](void* context, float* c, int64_t ldc, int64_t i, int64_t j, int64_t rows, int64_t columns) {
       (*static_cast<const F*>(context))(Finished{c, ldc, i, j, rows, columns});
     };
-  }
-  void narrow(const Finished& t, Matrix<S> out) const {
-    kernels.narrow(t.rows, t.columns, t.c, t.ldc, out.data + t.i * out.rs + t.j, out.rs);
   }
   void widen(Matrix<const S> x, int64_t rows, int64_t columns, float* to, int64_t ld) const {
     if (x.cs == 1) {
@@ -395,21 +395,6 @@ struct Numbers {
       kernels.narrow(t.rows, t.columns, t.c, t.ldc, rounded, t.columns);
       kernels.widen(t.rows, t.columns, rounded, t.columns, to.data + t.i * to.rs + t.j, to.rs);
     }
-  }
-  // A tile of float32 dx becomes ds.
-  void differentiate(const LayerSpec& spec, const Finished& tile, Matrix<const S> saved, Matrix<S> ds,
-                     float* db) const {
-    float wide[Tile::MOST_ELEMENTS];
-    Map<float> map{tile.rows, tile.columns, tile.c,   tile.ldc, tile.c,
-                   tile.ldc,  tile.c,       tile.ldc, nullptr,  spec.parameters};
-    if (saved.data) {
-      kernels.widen(tile.rows, tile.columns, saved.data + tile.i * saved.rs + tile.j, saved.rs, wide, tile.columns);
-      map.saved = wide;
-      map.ld_saved = tile.columns;
-    }
-    if (db) map.db = db + tile.j;
-    kernels.differentiate[static_cast<int>(spec.activation)](map);
-    if (ds.data) narrow(tile, ds);
   }
 };
 

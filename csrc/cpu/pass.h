@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "../core/mlp.h"
 
@@ -25,16 +26,34 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Memory that is laid out by lay_out(arena): once to count it, once more to hand it out.
+// Memory that each thread keeps, for what no two passes need at once: fresh memory costs its page faults. Not on the
+// stack, of which another thread than the first may have little.
+constexpr size_t THREAD_MEMORY = 256 * 1024;
+inline char* thread_memory() {
+  struct alignas(64) Block {
+    char memory[THREAD_MEMORY];
+  };
+  thread_local const auto block = std::make_unique_for_overwrite<Block>();
+  return block->memory;
+}
+
+// Memory that is laid out by lay_out(arena): once to count it, once more to hand it out; in kept(), if it fits there.
+struct Kept {
+  char* memory = nullptr;
+  size_t size = 0;
+};
 class Workspace {
  public:
   template <class F>
-  Workspace(Memory& owner, F lay_out) : owner_(owner) {
+  Workspace(Memory& owner, F lay_out) : Workspace(owner, lay_out, [] { return Kept{}; }) {}
+  template <class F, class K>
+  Workspace(Memory& owner, F lay_out, K kept) : owner_(owner) {
     Arena count(nullptr);
     lay_out(count);
     if (count.used() == 0) return;
-    memory_ = owner.take(count.used());
-    Arena arena(memory_);
+    const Kept room = kept();
+    if (count.used() > room.size) memory_ = owner.take(count.used());
+    Arena arena(memory_ ? memory_ : room.memory);
     lay_out(arena);
   }
   Workspace(const Workspace&) = delete;

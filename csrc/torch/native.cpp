@@ -324,7 +324,9 @@ NetworkPlan report_of(const Tensor& x, const Network& network) {
   const Plan plan = plan_of<T>(Pass::Forward, batch, sizes), back = plan_of<T>(Pass::Backward, batch, sizes);
   const GradientSplit split =
       gradient_split<T>(back, static_cast<int>(network.depth()), [&](int l) { return network.chain[l].activation; });
-  NetworkPlan report{isa().name, plan.threads, {}, {back.threads, name_of(split), back.chunk}};
+  constexpr bool HALF = !std::is_floating_point_v<T>;
+  const int64_t blocks = sizes.size() > 2 ? batch / plan.rows_at_once : 1;
+  NetworkPlan report{isa().name, plan.threads, {}, {back.threads, name_of(split), HALF ? 0 : back.chunk}};
   for (size_t l = 0; l < network.depth(); ++l) {
     const Matrix<const T> w = weight_of<T>(network.weights[l]);
     LayerPlan layer{};
@@ -345,11 +347,12 @@ NetworkPlan report_of(const Tensor& x, const Network& network) {
       if (plan.split == Split::Columns) layer.pack += ", some columns at a time";
     }
     layer.kernel += operands_of(kernels, x.scalar_type());
-    layer.blocking =
-        "rows " + std::to_string(plan.chunk) + ", k " + std::to_string(std::min(layer.in, block_of(kernels)));
+    layer.blocking = (HALF ? "rows up to " : "rows ") + std::to_string(plan.chunk) + ", k " +
+                     std::to_string(std::min(layer.in, block_of(kernels)));
     if (plan.threads > 1) {
       layer.blocking += plan.split == Split::Rows ? ", threads share rows" : ", threads share columns";
     }
+    if (blocks > 1) layer.blocking += ", inference in up to " + std::to_string(blocks) + " blocks of the batch";
     layer.flops = 2 * batch * layer.in * layer.out;
     report.layers.push_back(layer);
   }

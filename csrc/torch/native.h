@@ -36,7 +36,7 @@ struct LayerPlan {
 struct BackwardPlan {
   int threads;        // 0 where there is no plan
   std::string split;  // the name of a GradientSplit, in lower case
-  int64_t chunk;      // rows
+  int64_t chunk;      // rows; 0 where products go block by block, by what a thread keeps
 };
 struct NetworkPlan {
   std::string isa;
