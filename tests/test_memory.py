@@ -84,6 +84,22 @@ def test_short_batches_through_wide_layers_with_avx2(batch: int, sizes: tuple[in
             assert ours <= 1.005 * plain
 
 
+@pytest.mark.skipif("avx2" not in pyperc._C.isas(), reason="the processor has no AVX2")
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(160, (1024,) * 3), (150, (1024, 512, 512)), (240, (2048, 640)), (64, (1024,) * 4)], ids=str
+)
+def test_short_batches_need_no_threshold(batch: int, sizes: tuple[int, ...]) -> None:
+    """By the thresholds of wider vectors, which pack all of x at once where that takes fewer blocks of the batch."""
+    torch.set_num_threads(2)
+    with instruction_set("avx2"):
+        pyperc._C.set_thresholds({"scratch_bytes": 1 << 30, "in_place_bytes": 3072, "block_bytes": 1 << 19})
+        try:
+            ours, plain = (allocated(pass_of(Network(batch, sizes), who, False))[0] for who in ("pyperc", "eager"))
+        finally:
+            pyperc._C.reset_thresholds()
+    assert ours <= 1.005 * plain
+
+
 def test_inference_of_a_long_batch_holds_some_of_its_rows_between_layers() -> None:
     torch.set_num_threads(2)
     network = Network(8192, (768, 1024, 768, 768))

@@ -215,16 +215,19 @@ class BackwardRun {
       blocks = whole.panel ? run.packed_blocks(m) : 1;
       const int64_t rows_of_a = near ? 0 : std::min(outs, numbers.a_block() / numbers.kc());
       // What is packed has room of its own in fewer columns, for each of which ds is packed again, so that they may not
-      // be very few; and in fewer samples, where sums wait in dw.
+      // be very few; and in fewer samples, where sums wait in dw. A short batch needs no fewer samples to fit into what
+      // each thread keeps.
+      constexpr int64_t LEAST = 96, FEW = 256, KEPT = (THREAD_MEMORY - 16 * 1024) / static_cast<int64_t>(sizeof(E));
+      const auto packed = [&](int64_t n) { return (m + blocks - 1) / blocks * (rows_of_a + n); };
+      const bool is_short = !sums_outside && packed(FEW) <= KEPT;
       const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
-      const auto packed_of_one = [&] { return rows_of_a + (whole.panel ? columns : 0); };
-      if (!near && (m + blocks - 1) / blocks * packed_of_one() > limit) {
-        constexpr int64_t LEAST = 96, FEW = 256;
+      const int64_t all = packed(whole.panel ? columns : 0);
+      if (is_short ? all > std::min(limit, KEPT) : !near && all > limit) {
         if (sums_outside) {
           at_most(std::max(LEAST, limit * blocks / m - rows_of_a), 1);
         } else {
           if (whole.panel) at_most(FEW, 1);
-          const int64_t fitting = std::max<int64_t>(1, limit / packed_of_one());
+          const int64_t fitting = std::max<int64_t>(1, limit / (rows_of_a + (whole.panel ? columns : 0)));
           blocks = std::max(blocks, (m + fitting - 1) / fitting);
         }
       }

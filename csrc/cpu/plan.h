@@ -54,7 +54,7 @@ enum class Pass { Forward, Backward };
 //                    86% of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
 // scratch_bytes      of x and ds that a thread packs at once for dw, where it packs both: what each thread keeps, as
 //                    all at once would hold more than plain torch. Zen 3, 512 x 512 on 512 samples: 80% of the peak,
-//                    83% all at once, 56% in place.
+//                    83% all at once, 56% in place. Up to some 160 samples fit there anyway.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // rows_at_once       of a batch, at least, that go through all layers before the next, where hidden x that nobody keeps
