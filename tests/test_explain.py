@@ -115,11 +115,13 @@ def test_16_bits_go_backward_block_by_block(isa: str) -> None:
 
 
 def test_the_blocks_of_rows_of_a_long_batch() -> None:
-    with forced({"rows_at_once": 30}):
+    with forced({"rows_at_once": 30, "packed_bytes": -(1 << 40), "chunk_bytes": 1}):
         long, short = (pyperc.explain(pyperc.MLP([20, 33, 7]), torch.zeros(n, 20)).layers for n in (95, 45))
         (single,) = pyperc.explain(pyperc.MLP([20, 7]), torch.zeros(95, 20)).layers
-    assert all("inference in up to 3 blocks of the batch" in layer.blocking for layer in long)
-    assert not any("inference" in layer.blocking for layer in (*short, single))
+    with forced({"rows_at_once": 30}):
+        packed_together = pyperc.explain(pyperc.MLP([20, 33, 7]), torch.zeros(95, 20)).layers
+    assert all("up to 3 blocks of the batch where no x is kept" in layer.blocking for layer in long)
+    assert not any("of the batch" in layer.blocking for layer in (*short, single, *packed_together))
 
 
 def test_backward_may_take_more_threads_than_forward() -> None:

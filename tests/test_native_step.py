@@ -245,6 +245,31 @@ def test_frozen_parameters_and_groups(isa: str) -> None:
         same(model, theirs)
 
 
+@pytest.mark.parametrize("name", [name for name in _C.isas() if name != "scalar"] or ["scalar"])
+@pytest.mark.parametrize(
+    ("batch", "sizes", "threads", "frozen"),
+    [
+        pytest.param(512, [784, 1024, 1024, 10], 2, 1, id="a wide layer above a frozen one"),
+        pytest.param(256, [2048, 500, 136, 10], 1, 0, id="the last columns of a thread are packed at once"),
+    ],
+)
+def test_wide_layers_are_updated_within_the_workspace(
+    name: str, batch: int, sizes: list[int], threads: int, frozen: int
+) -> None:
+    torch.set_num_threads(threads)
+    model = network(sizes, ("relu",), torch.float32)
+    for layer in [m for m in model if isinstance(m, nn.Linear)][:frozen]:
+        layer.requires_grad_(False)
+    theirs = copy.deepcopy(model)
+    step = step_of(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=10.0))
+    x, y = torch.randn(batch, sizes[0]), torch.randn(batch, sizes[-1])
+    with instruction_set(name):
+        step(x, y)
+    F.mse_loss(theirs(x), y).backward()
+    torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=10.0).step()
+    same(model, theirs, 1e-4)
+
+
 @pytest.mark.parametrize("max_norm", [1e-2, 1e6])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_clipping(isa: str, name: str, max_norm: float) -> None:

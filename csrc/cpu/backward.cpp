@@ -14,7 +14,6 @@ class BackwardRun {
   using T = Sum<E>;
   using Weights = Operand<S, E>;
   static constexpr bool DIRECT = Numbers<S, E>::DIRECT;
-  static constexpr int64_t TERMS = Numbers<S, E>::TERMS;
 
  public:
   BackwardRun(const Numbers<S, E>& numbers, const Plan& plan, const Backward<S>& pass)
@@ -221,7 +220,8 @@ class BackwardRun {
       const auto packed = [&](int64_t n) { return (m + blocks - 1) / blocks * (rows_of_a + n); };
       const bool is_short = !sums_outside && packed(FEW) <= KEPT;
       const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
-      const int64_t all = packed(whole.panel ? columns : 0);
+      // Rounded as it is packed, so that fewer columns never take more room.
+      const int64_t all = packed(whole.panel ? (columns + unit - 1) / unit * unit : 0);
       if (is_short ? all > std::min(limit, KEPT) : !near && all > limit) {
         if (sums_outside) {
           at_most(std::max(LEAST, limit * blocks / m - rows_of_a), 1);
@@ -286,7 +286,7 @@ class BackwardRun {
     return in_place(ld * static_cast<int64_t>(sizeof(E)));
   }
 
-  // The same in 16 bits: both products block by block, in what a thread keeps.
+  // dw, and ds below or dx, in 16 bits: block by block, in what a thread keeps.
   void gradient_in_blocks(int l, int64_t t) const {
     const BackwardLayer<S>& layer = pass_.layers[l];
     const auto [outs, ins] = share_of_dw(l, t);
@@ -308,8 +308,8 @@ class BackwardRun {
                                 panel, to);
       }
     };
-    multiply_in_blocks(numbers_, outs.size(), ins.size(), pass_.batch, false, Arena(thread_memory()), THREAD_MEMORY,
-                       turn, pack, [&](const Finished& tile) { numbers_.narrow(tile, out); });
+    multiply_in_blocks(numbers_, outs.size(), ins.size(), pass_.batch, false, turn, pack,
+                       [&](const Finished& tile) { numbers_.narrow(tile, out); });
   }
   void product_in_blocks(int l, int64_t t, Range rows, Range columns) const {
     const Matrix<S> from = ds(l, t, rows.begin);
@@ -327,8 +327,8 @@ class BackwardRun {
                     some.size(), panel, to);
     };
     const auto multiply = [&](auto finished) {
-      multiply_in_blocks(numbers_, rows.size(), columns.size(), pass_.layers[l].spec.out, in_place,
-                         Arena(thread_memory()), THREAD_MEMORY, operand, pack, finished);
+      multiply_in_blocks(numbers_, rows.size(), columns.size(), pass_.layers[l].spec.out, in_place, operand, pack,
+                         finished);
     };
     if (l == 0) {
       const Matrix<S> dx{pass_.dx.data + rows.begin * pass_.dx.rs + columns.begin, pass_.dx.rs, 1};
@@ -352,18 +352,13 @@ class BackwardRun {
   // f(arena) with the thread's own scratch memory, the same for whatever it does next: what it keeps, if that will do.
   template <class F>
   void with_scratch(int64_t t, F f) const {
-    f(Arena(scratch_ ? scratch_ + t * static_cast<int64_t>(scratch_size_) : thread_memory()));
-  }
-  // What that leaves of what the calling thread keeps, for a workspace.
-  Kept left_of_kept() const {
-    const size_t taken = scratch_size_ > THREAD_MEMORY ? 0 : scratch_size_;
-    return {thread_memory() + taken, THREAD_MEMORY - taken};
+    f(Arena(scratch_ ? scratch_ + t * static_cast<int64_t>(scratch_size_) : thread_memory(), scratch_size_));
   }
   template <class F>
   void lay_out_scratch(Arena& arena, F most) {
     scratch_size_ = 0;
     most([&](auto room) {
-      Arena count(nullptr);
+      Arena count = Arena::counting();
       room(count);
       scratch_size_ = std::max(scratch_size_, count.used());
     });
@@ -418,7 +413,7 @@ class BackwardRun {
         }
       });
     };
-    const Workspace workspace(memory, lay_out, [&] { return left_of_kept(); });
+    const Workspace workspace(memory, lay_out, [&] { return left_of_thread_memory(scratch_size_); });
     if (packs) {
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) {
@@ -486,7 +481,7 @@ class BackwardRun {
     const int64_t threads = plan_.threads;
     const int last = pass_.depth - 1;
     std::optional<Workspace> rooms[2];
-    const auto left = [&] { return left_of_kept(); };
+    const auto left = [&] { return left_of_thread_memory(scratch_size_); };
     const auto make_room = [&](int l) {
       if (ds_[l].data) return;
       rooms[l % 2].emplace(memory,
@@ -550,7 +545,7 @@ class BackwardRun {
     lay_out_scratch(arena, [&](auto most) {
       for (int64_t t = 0; t < plan_.threads; ++t) {
         const Share share = share_of_dw(l, t);
-        const bool by_tile = what == Part::Gradient || !descends(l);
+        const bool by_tile = what == Part::Gradient || !descends(l) || !has_product(l);
         if (what != Part::Product && by_tile && has_dw(l) && share.outs.size() && share.ins.size()) {
           most([&](Arena& a) { GradientRoom(*this, l, pass_.batch, share, a); });
         }
@@ -574,18 +569,16 @@ class BackwardRun {
   };
   Columns columns_at_once(int l, Range share) const {
     const LayerSpec& spec = pass_.layers[l].spec;
-    const bool by_chunk = needs_sums(l);
-    const int64_t rows = by_chunk ? plan_.chunk : pass_.batch;
+    const int64_t rows = needs_sums(l) ? plan_.chunk : pass_.batch;
     const Weights all = columns_of_weight(l, rows, {0, spec.out}, {0, share.size()});
     if (all.panel == 0) return {rows, share.size(), spec.out, 0};
     // ds(l-1) in the place of x(l-1) leaves room for it, and so does a dw that nobody wants; beside dx there is little.
     // Where dw is made beside the packed columns, they share the room with the sums of as many.
     const bool roomy = l > 0 || !has_dw(l);
-    const bool at_once = roomy || by_chunk || descends(l);
-    const int64_t depth = at_once ? spec.out : std::min(spec.out, packed_depth());
+    const int64_t depth = roomy ? spec.out : std::min(spec.out, packed_depth());
     const Weights w = columns_of_weight(l, rows, {0, depth}, {0, share.size()});
     const int64_t input = pass_.batch * spec.in * static_cast<int64_t>(sizeof(S));
-    int64_t bytes = by_chunk ? thresholds().chunk_bytes / 2 : int64_t{THREAD_MEMORY};  // rows are copied for each
+    int64_t bytes = THREAD_MEMORY;
     if (roomy) {
       bytes = std::min((input / 2 + thresholds().packed_bytes) / plan_.threads, thresholds().product_bytes);
     }

@@ -3,11 +3,10 @@
 //
 //                     columns
 //                    +-------+
-//              depth |   b   |     A block of a and one of b are made into operands, multiplied, and forgotten. The
-//              sums
-//                    +-------+     of a block of the result wait while the blocks of the depth go by, and are handed
-//           depth                  over tile by tile, to be rounded once.
-//         +-------+  +-------+
+//              depth |   b   |     A block of a and one of b are made into operands, multiplied,
+//                    +-------+     and forgotten. The sums of a block of the result wait while the
+//           depth                  blocks of the depth go by, and are handed over tile by tile, to
+//         +-------+  +-------+     be rounded once.
 //    rows |   a   |  | sums  |
 //         +-------+  +-------+
 #pragma once
@@ -25,11 +24,11 @@ struct Blocks {
   int64_t rows, columns, depths;  // rows and columns of a block at most; in how many blocks the depth goes by
 
   // Of a product of m rows, n columns and k operands. `reads_a`: a lies in operands already.
-  Blocks(const Tile& tile, int64_t kc, int64_t m, int64_t n, int64_t k, bool reads_a, int64_t bytes) {
+  Blocks(const Tile& tile, int64_t kc, int64_t m, int64_t n, int64_t k, bool reads_a) {
     // A sum that waits is read and written once for each block of the depth: 128 multiply-adds take longer than that.
     constexpr int64_t UNSPLIT = 192, DEPTH = 128, PADDING = 32;
     panel = tile.vectors(m) * tile.width;
-    int64_t room = bytes / static_cast<int64_t>(sizeof(float)) - 3 * PADDING;
+    int64_t room = THREAD_MEMORY / static_cast<int64_t>(sizeof(float)) - 3 * PADDING;
     if (reads_a && k <= kc && k * panel <= room) {
       depths = 1;
       rows = m;
@@ -45,8 +44,7 @@ struct Blocks {
     const int64_t side =
         sums ? static_cast<int64_t>((std::sqrt(both * both + 4.0 * static_cast<double>(room)) - both) / 2)
              : room / (of_row + of_column);
-    rows = side;
-    if (m <= side) rows = m;
+    rows = std::min(m, side);
     columns = whole_panels((room - rows * of_row) / (of_column + sums * rows));
     if (columns >= n) {
       columns = (n + panel - 1) / panel * panel;
@@ -63,15 +61,16 @@ struct Blocks {
 //                                 they lie if `reads_a`
 //   b(terms, columns, panel, to)  those of b, packed
 template <class S, class E, class A, class B, class F>
-void multiply_in_blocks(const Numbers<S, E>& numbers, int64_t m, int64_t n, int64_t terms, bool reads_a, Arena arena,
-                        int64_t bytes, A a, B b, F finished) {
+void multiply_in_blocks(const Numbers<S, E>& numbers, int64_t m, int64_t n, int64_t terms, bool reads_a, A a, B b,
+                        F finished) {
   if (m == 0 || n == 0) return;
   constexpr int64_t TERMS = Numbers<S, E>::TERMS;
   const int64_t k = operands<E>(terms);
-  const Blocks blocks(numbers.tile(), numbers.kc(), m, n, k, reads_a, bytes);
+  const Blocks blocks(numbers.tile(), numbers.kc(), m, n, k, reads_a);
   const int64_t panel = blocks.panel, row_blocks = (m + blocks.rows - 1) / blocks.rows;
   const int64_t column_blocks = (n + blocks.columns - 1) / blocks.columns;
   const int64_t most = (k + blocks.depths - 1) / blocks.depths, rows = (m + row_blocks - 1) / row_blocks;
+  Arena arena(thread_memory(), THREAD_MEMORY);
   E* const packed = arena.take<E>(most * blocks.columns);
   const int64_t of_a = std::max(rows * padded(most, sizeof(E)), padded(rows, sizeof(E)) * most);
   E* const made = arena.take<E>(reads_a ? 0 : of_a);

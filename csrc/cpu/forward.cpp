@@ -46,7 +46,8 @@ class ForwardRun {
     for (int l = 0; l < pass.depth; ++l) {
       const int64_t k = operands<E>(pass.layers[l].spec.in);
       if (!in_place(l)) widest_[buffer(l)] = std::max(widest_[buffer(l)], padded(k, sizeof(E)));
-      if (!DIRECT && k > numbers.kc()) ld_sums_ = std::max(ld_sums_, padded(layers_[l].columns, sizeof(Sum<E>)));
+      if (!DIRECT && !dots(l) && k > numbers.kc())
+        ld_sums_ = std::max(ld_sums_, padded(layers_[l].columns, sizeof(Sum<E>)));
     }
     // Rows that are widened fit into half of what a thread keeps: more would be noticed beside plain torch.
     const int64_t row = (widest_[0] + widest_[1] + widest_[2]) * static_cast<int64_t>(sizeof(E)) +
@@ -56,11 +57,8 @@ class ForwardRun {
   }
 
   void operator()(const Parallel& parallel, Memory& memory) {
-    const auto left_of_kept = [&] {
-      const size_t taken = chunk_size_ > THREAD_MEMORY ? 0 : chunk_size_;
-      return Kept{thread_memory() + taken, THREAD_MEMORY - taken};
-    };
-    const Workspace workspace(memory, [&](Arena& arena) { lay_out(arena); }, left_of_kept);
+    const Workspace workspace(
+        memory, [&](Arena& arena) { lay_out(arena); }, [&] { return left_of_thread_memory(chunk_size_); });
     if constexpr (!DIRECT) {
       for (int l = 0; l < pass_.depth; ++l) {
         const ForwardLayer<S>& layer = pass_.layers[l];
@@ -163,7 +161,7 @@ class ForwardRun {
     }
     const int64_t most = (pass_.batch + blocks_ - 1) / blocks_;
     for (Matrix<S>& room : waiting_) room.data = arena.take<S>(most * room.rs);
-    Arena count(nullptr);
+    Arena count = Arena::counting();
     (void)Chunk(*this, count);
     chunk_size_ = count.used();
     chunks_ = nullptr;
@@ -183,7 +181,7 @@ class ForwardRun {
     }
   };
   Chunk chunk_of(int64_t t) const {
-    Arena arena(chunks_ ? chunks_ + t * static_cast<int64_t>(chunk_size_) : thread_memory());
+    Arena arena(chunks_ ? chunks_ + t * static_cast<int64_t>(chunk_size_) : thread_memory(), chunk_size_);
     return {*this, arena};
   }
   static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }

@@ -244,7 +244,7 @@ void dot_half(const Gemm<E>& g, const S* b) {
 
 template <class S, class E>
 constexpr OperandKernels<S, E> make_products() {
-  return {KC, MC<E> * KC, gemm<E>, dot_half<S, E>, pack_half<S, E>};
+  return {KC, gemm<E>, dot_half<S, E>, pack_half<S, E>};
 }
 
 template <class S>

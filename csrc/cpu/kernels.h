@@ -104,7 +104,7 @@ struct Kernels {
 // Products of matrices that are stored as S and multiplied as E.
 template <class S, class E>
 struct OperandKernels {
-  int64_t kc, a_block;
+  int64_t kc;
   void (*gemm)(const Gemm<E>&) = nullptr;  // null where the ISA has none
   // c [m, n] = init + a b^T for few rows, b [n, k] in place with row stride ldb. k counts terms, not operands: a
   // has zeros up to a whole number of operands.

@@ -24,8 +24,8 @@ bool reads_in_place(int64_t m, int64_t k, Matrix<const T> b) {
   return b.cs == 1 && (std::min(m, k) <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
 }
 
-// How a backward pass over S goes by its plan; activation(l) is that of layer l. In 16 bits, by layers: what would be
-// kept for all of them takes float32. Without activations between layers threads sum no dw of their own: plain torch,
+// How a backward pass over S goes by its plan; activation(l) is that of layer l. In 16 bits, by layers: dw of a
+// thread's own rows would take float32. Without activations between layers threads sum no dw of their own: plain torch,
 // which has no ds then, holds less.
 template <class S, class F>
 GradientSplit gradient_split(const Plan& plan, int depth, F activation) {

@@ -246,7 +246,6 @@ struct Numbers {
   explicit Numbers(const Kernel& k) : kernels(k), products(k.template products<E>()) {}
   const Tile& tile() const { return kernels.tile; }
   int64_t kc() const { return products.kc; }
-  int64_t a_block() const { return products.a_block; }
 
   bool is_operand(Matrix<const S> x, int64_t columns) const {
     return TERMS == 2 && x.cs == 1 && x.rs % 2 == 0 && columns % 2 == 0;

@@ -4,26 +4,29 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 
 #include "../core/mlp.h"
 
 namespace pyperc {
 
-// Hands out pieces of the workspace; without memory it only counts them.
+// Hands out pieces of so much memory; without memory it only counts them.
 class Arena {
  public:
-  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+  explicit Arena(void* memory, size_t size) : memory_(static_cast<char*>(memory)), size_(size) {}
+  static Arena counting() { return Arena(nullptr, 0); }
   template <class T>
   T* take(int64_t count) {
     const size_t begin = used_;
     used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    if (memory_ && used_ > size_) throw std::logic_error("pyperc: a workspace is smaller than what is taken from it");
     return memory_ ? reinterpret_cast<T*>(memory_ + begin) : nullptr;
   }
   size_t used() const { return used_; }
 
  private:
   char* memory_;
-  size_t used_ = 0;
+  size_t size_, used_ = 0;
 };
 
 // Memory that each thread keeps, for what no two passes need at once: fresh memory costs its page faults. Not on the
@@ -37,23 +40,29 @@ inline char* thread_memory() {
   return block->memory;
 }
 
-// Memory that is laid out by lay_out(arena): once to count it, once more to hand it out; in kept(), if it fits there.
 struct Kept {
   char* memory = nullptr;
   size_t size = 0;
 };
+// What is left of it behind that many bytes that each thread uses for itself; all, if those do not fit there.
+inline Kept left_of_thread_memory(size_t used) {
+  if (used > THREAD_MEMORY) used = 0;
+  return {thread_memory() + used, THREAD_MEMORY - used};
+}
+
+// Memory that is laid out by lay_out(arena): once to count it, once more to hand it out; in kept(), if it fits there.
 class Workspace {
  public:
   template <class F>
   Workspace(Memory& owner, F lay_out) : Workspace(owner, lay_out, [] { return Kept{}; }) {}
   template <class F, class K>
   Workspace(Memory& owner, F lay_out, K kept) : owner_(owner) {
-    Arena count(nullptr);
+    Arena count = Arena::counting();
     lay_out(count);
     if (count.used() == 0) return;
     const Kept room = kept();
     if (count.used() > room.size) memory_ = owner.take(count.used());
-    Arena arena(memory_ ? memory_ : room.memory);
+    Arena arena(memory_ ? memory_ : room.memory, count.used());
     lay_out(arena);
   }
   Workspace(const Workspace&) = delete;

@@ -325,7 +325,11 @@ NetworkPlan report_of(const Tensor& x, const Network& network) {
   const GradientSplit split =
       gradient_split<T>(back, static_cast<int>(network.depth()), [&](int l) { return network.chain[l].activation; });
   constexpr bool HALF = !std::is_floating_point_v<T>;
-  const int64_t blocks = sizes.size() > 2 ? batch / plan.rows_at_once : 1;
+  int64_t bytes = 0;
+  for (const Tensor& w : network.weights) bytes += w.numel() * static_cast<int64_t>(sizeof(T));
+  // Hidden x waits where columns are shared, or weights are packed in several pieces.
+  const bool waits = plan.split == Split::Columns || bytes > std::max(plan.packed_bytes, thresholds().chunk_bytes);
+  const int64_t blocks = network.depth() > 1 && waits ? batch / plan.rows_at_once : 1;
   NetworkPlan report{isa().name, plan.threads, {}, {back.threads, name_of(split), HALF ? 0 : back.chunk}};
   for (size_t l = 0; l < network.depth(); ++l) {
     const Matrix<const T> w = weight_of<T>(network.weights[l]);
@@ -352,7 +356,7 @@ NetworkPlan report_of(const Tensor& x, const Network& network) {
     if (plan.threads > 1) {
       layer.blocking += plan.split == Split::Rows ? ", threads share rows" : ", threads share columns";
     }
-    if (blocks > 1) layer.blocking += ", inference in up to " + std::to_string(blocks) + " blocks of the batch";
+    if (blocks > 1) layer.blocking += ", up to " + std::to_string(blocks) + " blocks of the batch where no x is kept";
     layer.flops = 2 * batch * layer.in * layer.out;
     report.layers.push_back(layer);
   }
