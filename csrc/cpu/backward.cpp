@@ -201,7 +201,7 @@ class BackwardRun {
     E *inputs, *a_block = nullptr;
     Sums<E> sums{};
     GradientRoom(const BackwardRun& run, int l, int64_t m, Share share, Arena& arena) : columns(share.ins.size()) {
-      const bool sums_outside = run.descends(l);
+      const bool descends = run.descends(l);
       const BackwardLayer<S>& layer = run.pass_.layers[l];
       const Numbers<S, E>& numbers = run.numbers_;
       const int64_t outs = share.outs.size();
@@ -218,12 +218,12 @@ class BackwardRun {
       // each thread keeps.
       constexpr int64_t LEAST = 96, FEW = 256, KEPT = (THREAD_MEMORY - 16 * 1024) / static_cast<int64_t>(sizeof(E));
       const auto packed = [&](int64_t n) { return (m + blocks - 1) / blocks * (rows_of_a + n); };
-      const bool is_short = !sums_outside && packed(FEW) <= KEPT;
+      const bool is_short = !descends && packed(FEW) <= KEPT;
       const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
       // Rounded as it is packed, so that fewer columns never take more room.
       const int64_t all = packed(whole.panel ? (columns + unit - 1) / unit * unit : 0);
       if (is_short ? all > std::min(limit, KEPT) : !near && all > limit) {
-        if (sums_outside) {
+        if (descends) {
           at_most(std::max(LEAST, limit * blocks / m - rows_of_a), 1);
         } else {
           if (whole.panel) at_most(FEW, 1);
@@ -236,7 +236,7 @@ class BackwardRun {
       const int64_t bytes_of_x = samples * static_cast<int64_t>(sizeof(E));
       const bool stays = near && outs * bytes_of_x <= thresholds().chunk_bytes / 2;
       if (whole.panel && stays) at_most(THREAD_MEMORY / 2, bytes_of_x);
-      if (sums_outside && (blocks > 1 || m > numbers.kc())) {
+      if (descends && (blocks > 1 || m > numbers.kc())) {
         at_most(run.plan_.block_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};
       }

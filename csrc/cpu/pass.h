@@ -13,7 +13,7 @@ namespace pyperc {
 // Hands out pieces of so much memory; without memory it only counts them.
 class Arena {
  public:
-  explicit Arena(void* memory, size_t size) : memory_(static_cast<char*>(memory)), size_(size) {}
+  Arena(void* memory, size_t size) : memory_(static_cast<char*>(memory)), size_(size) {}
   static Arena counting() { return Arena(nullptr, 0); }
   template <class T>
   T* take(int64_t count) {
