@@ -249,8 +249,11 @@ constexpr OperandKernels<S, E> make_products() {
 
 template <class S>
 constexpr HalfKernels<S> make_half_kernels() {
-  HalfKernels<S> k{
-      tile_of(WIDTH<float>), make_products<S, float>(), {}, ACTIVATE<float>, DIFFERENTIATE<float>, widen<S>, narrow<S>};
-  if constexpr (HAS_PAIRS<S>) k.paired = make_products<S, Pair>();
+  HalfKernels<S> k{tile_of(WIDTH<float>), {}, {}, ACTIVATE<float>, DIFFERENTIATE<float>, widen<S>, narrow<S>};
+  if constexpr (HAS_PAIRS<S>) {
+    k.paired = make_products<S, Pair>();
+  } else {
+    k.widened = make_products<S, float>();
+  }
   return k;
 }

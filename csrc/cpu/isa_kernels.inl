@@ -37,6 +37,11 @@ constexpr Kernels<T> make_kernels() {
   return k;
 }
 
+template <class T>
+constexpr Kernels<T> KERNELS = make_kernels<T>();
+template <class S>
+constexpr HalfKernels<S> HALF_KERNELS = make_half_kernels<S>();
+
 double seconds_now() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);

@@ -105,7 +105,7 @@ struct Kernels {
 template <class S, class E>
 struct OperandKernels {
   int64_t kc;
-  void (*gemm)(const Gemm<E>&) = nullptr;  // null where the ISA has none
+  void (*gemm)(const Gemm<E>&) = nullptr;
   // c [m, n] = init + a b^T for few rows, b [n, k] in place with row stride ldb. k counts terms, not operands: a
   // has zeros up to a whole number of operands.
   void (*dot)(const Gemm<E>&, const S* b) = nullptr;
@@ -118,8 +118,9 @@ struct OperandKernels {
 template <class S>
 struct HalfKernels {
   Tile tile;
+  // One of them, whichever the ISA has; the other is null.
   OperandKernels<S, float> widened;
-  OperandKernels<S, Pair> paired;  // preferred, where the ISA has them
+  OperandKernels<S, Pair> paired;
   const MapFunction<float>* activate;
   const MapFunction<float>* differentiate;
   // out = in, over rows x columns; narrow rounds to nearest, ties to even.
@@ -139,10 +140,10 @@ struct HalfKernels {
 struct Isa {
   const char* name;
   bool (*runs_here)();
-  Kernels<float> f32;
-  Kernels<double> f64;
-  HalfKernels<BFloat16> bf16;
-  HalfKernels<Half> f16;
+  const Kernels<float>& f32;
+  const Kernels<double>& f64;
+  const HalfKernels<BFloat16>& bf16;
+  const HalfKernels<Half>& f16;
   double (*probe)(double seconds);  // FMA peak of the calling thread, flop/s in float32
 
   const auto& kernels(float) const { return f32; }

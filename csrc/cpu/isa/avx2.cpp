@@ -90,13 +90,7 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {"avx2",
-                 runs_here,
-                 make_kernels<float>(),
-                 make_kernels<double>(),
-                 make_half_kernels<BFloat16>(),
-                 make_half_kernels<Half>(),
-                 probe};
+const Isa isa = {"avx2", runs_here, KERNELS<float>, KERNELS<double>, HALF_KERNELS<BFloat16>, HALF_KERNELS<Half>, probe};
 
 }  // namespace pyperc::avx2
 

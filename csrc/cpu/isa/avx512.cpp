@@ -25,14 +25,16 @@ bool runs_here() { return has_avx512(); }
 
 }  // namespace
 
+// Those that avx512_bf16.cpp shares.
+extern const Kernels<float> f32;
+extern const Kernels<double> f64;
+extern const HalfKernels<Half> f16;
+const Kernels<float> f32 = make_kernels<float>();
+const Kernels<double> f64 = make_kernels<double>();
+const HalfKernels<Half> f16 = make_half_kernels<Half>();
+
 extern const Isa isa;
-const Isa isa = {"avx512",
-                 runs_here,
-                 make_kernels<float>(),
-                 make_kernels<double>(),
-                 make_half_kernels<BFloat16>(),
-                 make_half_kernels<Half>(),
-                 probe};
+const Isa isa = {"avx512", runs_here, f32, f64, HALF_KERNELS<BFloat16>, f16, probe};
 
 }  // namespace pyperc::avx512
 

@@ -1,4 +1,5 @@
-// The kernels for AVX-512 (F, DQ, BW, VL) with BF16: products of bfloat16 take pairs.
+// The kernels for AVX-512 (F, DQ, BW, VL) with BF16: products of bfloat16 take pairs. All others are those of
+// avx512.cpp.
 #include "../isa_headers.h"
 
 #if defined(__x86_64__)
@@ -10,6 +11,12 @@
 #endif
 
 #include "../kernels.h"
+
+namespace pyperc::avx512 {
+extern const Kernels<float> f32;
+extern const Kernels<double> f64;
+extern const HalfKernels<Half> f16;
+}  // namespace pyperc::avx512
 
 namespace pyperc::avx512_bf16 {
 namespace {
@@ -50,13 +57,7 @@ bool runs_here() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); 
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {"avx512_bf16",
-                 runs_here,
-                 make_kernels<float>(),
-                 make_kernels<double>(),
-                 make_half_kernels<BFloat16>(),
-                 make_half_kernels<Half>(),
-                 probe};
+const Isa isa = {"avx512_bf16", runs_here, avx512::f32, avx512::f64, HALF_KERNELS<BFloat16>, avx512::f16, probe};
 
 }  // namespace pyperc::avx512_bf16
 

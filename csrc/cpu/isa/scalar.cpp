@@ -58,12 +58,7 @@ bool runs_here() { return true; }
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {"scalar",
-                 runs_here,
-                 make_kernels<float>(),
-                 make_kernels<double>(),
-                 make_half_kernels<BFloat16>(),
-                 make_half_kernels<Half>(),
-                 probe};
+const Isa isa = {"scalar",           runs_here, KERNELS<float>, KERNELS<double>, HALF_KERNELS<BFloat16>,
+                 HALF_KERNELS<Half>, probe};
 
 }  // namespace pyperc::scalar
