@@ -114,7 +114,7 @@ endef
 
 # The list of files holds directories too, whose time changes when a file is added or removed.
 build/native.stamp: setup.py pyproject.toml $(shell find csrc 2>/dev/null) $(VENV)/.torch
-	$(say) 'compiling the kernels (a minute or two the first time; everything in build/native.log)'
+	$(say) 'compiling the kernels (one to three minutes the first time; everything in build/native.log)'
 	@$(compile)
 
 # Links the same objects once more, with those of CUDA.

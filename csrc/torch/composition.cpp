@@ -148,4 +148,22 @@ Tensors backward(const Tensor& dy, const Tensor& x, const Tensors& weights, cons
   return gradients;
 }
 
+Tensor loss(const Tensor& input, const Tensor& target, const LossChoice& choice) {
+  const auto composed = [&](auto one) -> Tensor {
+    using L = decltype(one);
+    if constexpr (L::over == LossOver::Element) {
+      return L::value(input, target, choice.parameters);
+    } else {
+      TORCH_CHECK_VALUE(false, "loss: ", L::name, " is no loss of single elements");
+    }
+  };
+  switch (choice.loss) {
+#define X(L) \
+  case Loss::L: return composed(L{});
+    PYPERC_LOSSES(X)
+#undef X
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
 }  // namespace pyperc::composition

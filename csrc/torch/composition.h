@@ -2,6 +2,7 @@
 // forward-mode tangents, batching (torch.func) or autocast must see through it.
 #pragma once
 
+#include "losses.h"
 #include "network.h"
 
 namespace pyperc::composition {
@@ -35,5 +36,8 @@ struct Needs {
 // [dx, dw(1) ... dw(L), db(1) ... db(L)], undefined where not wanted.
 Tensors backward(const Tensor& dy, const Tensor& x, const Tensors& weights, const Kept& kept, const Chain& chain,
                  const Needs& needs);
+
+// Each element's loss; throws for those of whole rows.
+Tensor loss(const Tensor& input, const Tensor& target, const LossChoice& choice);
 
 }  // namespace pyperc::composition

@@ -291,6 +291,11 @@ Tensor activation_composed(const Tensor& x, const std::string& name, c10::ArrayR
   return composition::activation(x, Chain({name}, {parameters.vec()})[0]);
 }
 
+Tensor loss_composed(const Tensor& input, const Tensor& target, const std::string& name,
+                     c10::ArrayRef<double> parameters) {
+  return composition::loss(input, target, LossChoice(name, parameters));
+}
+
 }  // namespace
 
 namespace operators {
@@ -365,6 +370,7 @@ TORCH_LIBRARY(pyperc, m) {
       "(Tensor, Tensor)",
       jvp_of);
   m.def("activation(Tensor x, str name, float[] parameters) -> Tensor", activation_composed);
+  m.def("loss(Tensor input, Tensor target, str name, float[] parameters) -> Tensor", loss_composed);
 }
 
 void implement(torch::Library& m) {

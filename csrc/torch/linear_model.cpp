@@ -2,12 +2,6 @@
 #include "linear_model.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/exp.h>
-#include <ATen/ops/log1p.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <optional>
@@ -27,28 +21,6 @@ namespace {
 
 using at::Tensor;
 using Optional = std::optional<Tensor>;
-
-template <class L>
-Tensor composed(const Tensor& s, const Tensor& y, const Parameters& p) {
-  if constexpr (L::over == LossOver::Element) {
-    return L::value(s, y, p);
-  } else {
-    TORCH_CHECK_VALUE(false, "loss: ", L::name, " is no loss of single elements");
-  }
-}
-
-// Each element's loss as a composition of ATen operations.
-Tensor loss_composed(const Tensor& input, const Tensor& target, const std::string& name,
-                     c10::ArrayRef<double> parameters) {
-  const LossChoice choice(name, parameters);
-  switch (choice.loss) {
-#define X(L) \
-  case Loss::L: return composed<L>(input, target, choice.parameters);
-    PYPERC_LOSSES(X)
-#undef X
-  }
-  TORCH_INTERNAL_ASSERT(false);
-}
 
 template <class F>
 auto with_dtype(const Tensor& t, F f) {
@@ -303,10 +275,6 @@ std::pair<int64_t, double> dual_descent(const Tensor& x, const Tensor& y, const 
 }
 
 }  // namespace
-
-TORCH_LIBRARY_FRAGMENT(pyperc, m) {
-  m.def("loss(Tensor input, Tensor target, str name, float[] parameters) -> Tensor", loss_composed);
-}
 
 void register_linear_model(py::module_& m) {
   py::class_<LossInfo>(m, "LossInfo")

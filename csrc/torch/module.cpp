@@ -1,7 +1,6 @@
 // The Python module pyperc._C.
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
@@ -14,6 +13,7 @@
 #include "linear_model.h"
 #include "native.h"
 #include "operators.h"
+#include "optimizers.h"
 #include "round_trip.h"
 #include "run.h"
 #include "step.h"
@@ -25,9 +25,9 @@ namespace pyperc {
 namespace {
 
 const Tensor& tensor(py::handle object, const char* name) {
-  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), "mlp: ", name, " must be a tensor, got ",
+  TORCH_CHECK_TYPE(python::is_tensor(object.ptr()), "mlp: ", name, " must be a tensor, got ",
                    Py_TYPE(object.ptr())->tp_name);
-  return THPVariable_Unpack(object.ptr());
+  return python::tensor_of(object.ptr());
 }
 
 // None becomes an undefined tensor, which stands for a missing bias.
@@ -271,6 +271,16 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("x"), py::arg("name"), py::arg("parameters") = std::vector<double>());
   m.def("plan", &plan, py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("chain"));
+
+  py::class_<OptimizerInfo>(m, "OptimizerInfo")
+      .def_readonly("name", &OptimizerInfo::name)
+      .def_readonly("states", &OptimizerInfo::states)
+      .def_property_readonly("settings", [](const OptimizerInfo& info) {
+        py::list list;
+        for (const Setting& setting : info.settings) list.append(py::make_tuple(setting.name, setting.value));
+        return list;
+      });
+  m.def("optimizers", &optimizer_list);
 
   if (!add_run_type(m.ptr()) || !add_step_type(m.ptr())) throw py::error_already_set();
 

@@ -1,7 +1,7 @@
 // The per-call check of a fused run of modules, and its call: what pyperc.runs.Run keeps.
 #pragma once
 
-#include <torch/csrc/python_headers.h>
+#include "python.h"
 
 namespace pyperc {
 

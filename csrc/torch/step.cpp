@@ -2,8 +2,6 @@
 #include "step.h"
 
 #include <ATen/EmptyTensor.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <memory>
 #include <mutex>
@@ -21,20 +19,19 @@ namespace {
 // A number for each input feature.
 Tensor per_feature(const State& state, PyObject* value, const char* name) {
   const int64_t in = state.inputs();
-  if (THPVariable_Check(value)) {
+  if (python::is_tensor(value)) {
     const Tensor t = tensor(value, name).to(wide(state.dtype));
     check(t, name, wide(state.dtype), {in});
     return t.contiguous();
   }
   const double number = PyFloat_AsDouble(value);
-  if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+  if (number == -1 && PyErr_Occurred()) python::throw_error();
   const Tensor t = at::detail::empty_cpu({in}, wide(state.dtype));
   t.fill_(number);
   return t;
 }
 
 PyObject* set_input(PyObject* self, PyObject* args) {
-  HANDLE_TH_ERRORS
   PyObject *scale, *shift;
   if (!PyArg_ParseTuple(args, "OO", &scale, &shift)) return nullptr;
   State& state = state_of(self);
@@ -44,29 +41,24 @@ PyObject* set_input(PyObject* self, PyObject* args) {
   state.scale = plain ? Tensor() : a;
   state.shift = plain ? Tensor() : b;
   Py_RETURN_NONE;
-  END_HANDLE_TH_ERRORS
 }
 
 PyObject* release(PyObject* self, PyObject*) {
-  HANDLE_TH_ERRORS
   State& state = state_of(self);
   const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
   TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread");
   state.pool.release();
   Py_RETURN_NONE;
-  END_HANDLE_TH_ERRORS
 }
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
-  HANDLE_TH_ERRORS
   std::unique_ptr<State> state = new_state(args, keywords);
   if (!state) return nullptr;
   auto* self = reinterpret_cast<StepObject*>(type->tp_alloc(type, 0));
   if (!self) return nullptr;
-  self->call = call;
+  self->call = python::with_errors<call>;
   self->state = state.release();
   return reinterpret_cast<PyObject*>(self);
-  END_HANDLE_TH_ERRORS
 }
 
 void destroy(PyObject* self) {
@@ -74,10 +66,12 @@ void destroy(PyObject* self) {
   Py_TYPE(self)->tp_free(self);
 }
 
-PyObject* get_counts(PyObject* self, void*) {
-  py::list list;
-  for (const Learned& p : state_of(self).parameters) list.append(p.count);
-  return list.release().ptr();
+PyObject* counts(PyObject* self, void*) {
+  Object list = Object::taken(PyList_New(0));
+  for (const Learned& p : state_of(self).parameters) {
+    python::append(list.get(), Object::taken(PyLong_FromLongLong(p.count)));
+  }
+  return list.release();
 }
 int set_steps(PyObject* self, PyObject* value, void*) {
   const long long steps = value ? PyLong_AsLongLong(value) : 0;
@@ -87,11 +81,14 @@ int set_steps(PyObject* self, PyObject* value, void*) {
 }
 
 PyMethodDef methods[] = {
-    {"gradients", gradients, METH_VARARGS, "gradients(x, y, weight=None): the loss and its gradients; no update."},
-    {"epoch", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(epoch)), METH_VARARGS | METH_KEYWORDS,
+    {"gradients", python::with_errors<gradients>, METH_VARARGS,
+     "gradients(x, y, weight=None): the loss and its gradients; no update."},
+    {"epoch", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(python::with_errors<epoch>)),
+     METH_VARARGS | METH_KEYWORDS,
      "epoch(X, y, order, batch_size, losses, begin=0, seconds=inf, weight=None, lr=None): the next batch."},
-    {"set_input", set_input, METH_VARARGS, "set_input(scale, shift): x is read as x * scale + shift."},
-    {"release", release, METH_NOARGS, "release(): gives the workspace back."},
+    {"set_input", python::with_errors<set_input>, METH_VARARGS,
+     "set_input(scale, shift): x is read as x * scale + shift."},
+    {"release", python::with_errors<release>, METH_NOARGS, "release(): gives the workspace back."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {
@@ -99,7 +96,7 @@ PyGetSetDef properties[] = {
      "Bytes of workspace held.", nullptr},
     {"kept", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).kept); }, nullptr,
      "Bytes of activations that the last call kept.", nullptr},
-    {"counts", get_counts, nullptr, "Updates of each parameter.", nullptr},
+    {"counts", python::with_errors<counts>, nullptr, "Updates of each parameter.", nullptr},
     {"steps", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).steps); }, set_steps,
      "Steps taken.", nullptr},
     {"batches", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).batches); }, nullptr,
@@ -113,22 +110,12 @@ PyTypeObject step_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 }  // namespace
 
 bool add_step_type(PyObject* module) {
-  py::module_ m = py::reinterpret_borrow<py::module_>(module);
-  py::class_<OptimizerInfo>(m, "OptimizerInfo")
-      .def_readonly("name", &OptimizerInfo::name)
-      .def_readonly("states", &OptimizerInfo::states)
-      .def_property_readonly("settings", [](const OptimizerInfo& info) {
-        py::list list;
-        for (const Setting& setting : info.settings) list.append(py::make_tuple(setting.name, setting.value));
-        return list;
-      });
-  m.def("optimizers", &optimizer_list);
   step_type.tp_name = "pyperc._C.Step";
   step_type.tp_basicsize = sizeof(StepObject);
   step_type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL;
   step_type.tp_vectorcall_offset = offsetof(StepObject, call);
   step_type.tp_call = PyVectorcall_Call;
-  step_type.tp_new = make;
+  step_type.tp_new = python::with_errors<make>;
   step_type.tp_dealloc = destroy;
   step_type.tp_methods = methods;
   step_type.tp_getset = properties;

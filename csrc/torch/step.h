@@ -1,7 +1,7 @@
 // The training step as a Python type: what pyperc.step.TrainStep keeps.
 #pragma once
 
-#include <torch/csrc/python_headers.h>
+#include "python.h"
 
 namespace pyperc {
 

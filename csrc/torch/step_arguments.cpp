@@ -1,8 +1,6 @@
 // What a call of a training step is given, checked and made readable to the kernels.
 #include "step_arguments.h"
 
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <algorithm>
 
 namespace pyperc::train_step {
@@ -24,9 +22,9 @@ Stored stored_as(const State& state, at::ScalarType dtype) {
 }  // namespace
 
 const Tensor& tensor(PyObject* object, const char* name) {
-  TORCH_CHECK_TYPE(THPVariable_CheckExact(object), "step: ", name, " must be a torch.Tensor, got ",
+  TORCH_CHECK_TYPE(python::is_plain_tensor(object), "step: ", name, " must be a torch.Tensor, got ",
                    Py_TYPE(object)->tp_name);
-  return THPVariable_Unpack(object);
+  return python::tensor_of(object);
 }
 
 Arguments arguments_of(const State& state, PyObject* x, PyObject* y, PyObject* weight) {

@@ -3,8 +3,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <chrono>
@@ -19,18 +17,6 @@
 namespace pyperc::train_step {
 
 namespace {
-
-// While it lives, other threads may run Python.
-class Unlocked {
- public:
-  Unlocked() : state_(PyEval_SaveThread()) {}
-  ~Unlocked() { PyEval_RestoreThread(state_); }
-  Unlocked(const Unlocked&) = delete;
-  Unlocked& operator=(const Unlocked&) = delete;
-
- private:
-  PyThreadState* state_;
-};
 
 // The layers as they are now. Gradients, where wanted: one for each parameter that trains, undefined for the others.
 template <class S>
@@ -135,17 +121,17 @@ void raise(const State& state, const StepResult& result, const Tensor& y) {
                              ", which is ignored), got another one in row ", result.row, " of the batch")
                         .c_str());
   }
-  throw py::error_already_set();
+  python::throw_error();
 }
 
-Tensor scalar(double value, at::ScalarType dtype) {
-  const Tensor result = at::detail::empty_cpu({}, dtype);
-  if (dtype == at::kDouble) {
-    *result.mutable_data_ptr<double>() = value;
+Object loss_of(const State& state, const StepResult& result) {
+  const Tensor loss = at::detail::empty_cpu({}, wide(state.dtype));
+  if (loss.scalar_type() == at::kDouble) {
+    *loss.mutable_data_ptr<double>() = result.loss;
   } else {
-    *result.mutable_data_ptr<float>() = static_cast<float>(value);
+    *loss.mutable_data_ptr<float>() = static_cast<float>(result.loss);
   }
-  return result;
+  return python::object_of(loss);
 }
 
 StepResult one_step(State& state, Arguments& arguments, const Tensors* gradients) {
@@ -156,7 +142,7 @@ StepResult one_step(State& state, Arguments& arguments, const Tensors* gradients
     const Batch<S> batch = batch_of<S>(state, arguments);
     Step<S> step = step_of(state, batch, layers);
     if (gradients) step.on_nan = OnNan::Ignore, step.max_norm = std::numeric_limits<double>::infinity();
-    const Unlocked unlocked;
+    const python::Unlocked unlocked;
     step.seed = draw(state);
     return run(state, step);
   });
@@ -169,7 +155,6 @@ double seconds_now() {
 }  // namespace
 
 PyObject* call(PyObject* self, PyObject* const* args, size_t flags, PyObject* keywords) {
-  HANDLE_TH_ERRORS
   const Py_ssize_t given = PyVectorcall_NARGS(flags);
   if (given < 2 || given > 3 || keywords) {
     PyErr_SetString(PyExc_TypeError, "Step: expected x, y and perhaps weight, by position");
@@ -185,16 +170,15 @@ PyObject* call(PyObject* self, PyObject* const* args, size_t flags, PyObject* ke
   if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
   count(state);
   bump_versions(state);
-  return THPVariable_Wrap(scalar(result.loss, wide(state.dtype)));
-  END_HANDLE_TH_ERRORS
+  return loss_of(state, result).release();
 }
 
 PyObject* gradients(PyObject* self, PyObject* args) {
-  HANDLE_TH_ERRORS
   PyObject *x, *y, *weight = nullptr;
   if (!PyArg_ParseTuple(args, "OO|O", &x, &y, &weight)) return nullptr;
   State& state = state_of(self);
-  if (!unchanged(state)) return py::make_tuple(py::none(), py::list()).release().ptr();
+  const Object found = Object::taken(PyList_New(0));
+  if (!unchanged(state)) return PyTuple_Pack(2, Py_None, found.get());
   Arguments arguments = arguments_of(state, x, y, weight);
   const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
   TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread; make one for each thread");
@@ -204,17 +188,13 @@ PyObject* gradients(PyObject* self, PyObject* args) {
   }
   const StepResult result = one_step(state, arguments, &list);
   if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
-  py::list found;
-  for (Tensor& t : list) {
-    found.append(t.defined() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(t)) : py::none());
+  for (const Tensor& t : list) {
+    python::append(found.get(), t.defined() ? python::object_of(t) : Object::shared(Py_None));
   }
-  const auto loss = py::reinterpret_steal<py::object>(THPVariable_Wrap(scalar(result.loss, wide(state.dtype))));
-  return py::make_tuple(loss, found).release().ptr();
-  END_HANDLE_TH_ERRORS
+  return PyTuple_Pack(2, loss_of(state, result).get(), found.get());
 }
 
 PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
-  HANDLE_TH_ERRORS
   static const char* names[] = {"X", "y", "order", "batch_size", "losses", "begin", "seconds", "weight", "lr", nullptr};
   PyObject *x, *y, *order_object, *losses_object, *weight = nullptr, *lr_object = nullptr;
   Py_ssize_t batch_size, begin = 0;
@@ -261,7 +241,7 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
     double* found = losses.mutable_data_ptr<double>();
     const double* rates = lr.defined() ? lr.const_data_ptr<double>() : nullptr;
     const size_t element = arguments.x.element_size();
-    const Unlocked unlocked;
+    const python::Unlocked unlocked;
     const double until = std::isfinite(seconds) ? seconds_now() + seconds : seconds;
     while (state.batches < batches) {
       const int64_t at = state.batches * batch_size;
@@ -296,7 +276,6 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
   if (state.batches > begin) bump_versions(state);
   if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
   return PyLong_FromLongLong(state.batches);
-  END_HANDLE_TH_ERRORS
 }
 
 }  // namespace pyperc::train_step

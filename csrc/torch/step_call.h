@@ -1,7 +1,7 @@
 // The calls of a training step, as methods of its Python type.
 #pragma once
 
-#include <torch/csrc/python_headers.h>
+#include "python.h"
 
 namespace pyperc::train_step {
 

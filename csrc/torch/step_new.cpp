@@ -2,7 +2,6 @@
 #include "step_new.h"
 
 #include <torch/csrc/Generator.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include "step_arguments.h"
 
@@ -37,22 +36,20 @@ void check_layers(const State& state) {
   }
 }
 
-py::sequence sequence(PyObject* object) { return py::reinterpret_borrow<py::sequence>(object); }
-
 void check_length(PyObject* list, const char* name, size_t expected) {
-  TORCH_CHECK_VALUE(py::len(py::handle(list)) == expected, "step: ", name, " must have ", expected, " entries, got ",
-                    py::len(py::handle(list)));
+  const size_t length = python::length_of(list);
+  TORCH_CHECK_VALUE(length == expected, "step: ", name, " must have ", expected, " entries, got ", length);
 }
 
 void read_optimizer(State& state, const char* optimizer, PyObject* groups) {
-  for (const py::handle group : sequence(groups)) {
-    TORCH_CHECK_TYPE(PyDict_Check(group.ptr()), "step: groups must hold dicts, got ", Py_TYPE(group.ptr())->tp_name);
-    state.groups.push_back(py::reinterpret_borrow<py::object>(group));
-  }
+  python::for_each(groups, [&](const Object& group) {
+    TORCH_CHECK_TYPE(PyDict_Check(group.get()), "step: groups must hold dicts, got ", Py_TYPE(group.get())->tp_name);
+    state.groups.push_back(group);
+  });
   state.settings.resize(state.groups.size());
   state.optimizer = optimizer_of(optimizer);
   for (const Setting& setting : optimizer_list()[static_cast<size_t>(state.optimizer)].settings) {
-    state.keys.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(setting.name)));
+    state.keys.push_back(Object::taken(PyUnicode_InternFromString(setting.name)));
   }
 }
 
@@ -62,22 +59,23 @@ void read_parameters(State& state, PyObject* weights, PyObject* biases, PyObject
   state.parameters.resize(2 * depth);
   for (size_t i = 0; i < 2 * depth; ++i) {
     Learned& p = state.parameters[i];
-    const py::object value = i < depth ? sequence(weights)[i] : sequence(biases)[i - depth];
+    const Object value = i < depth ? python::item(weights, i) : python::item(biases, i - depth);
     if (i < depth || !value.is_none()) {
-      p.value = tensor(value.ptr(), i < depth ? "weights" : "biases");
+      p.value = tensor(value.get(), i < depth ? "weights" : "biases");
       p.object = value;
     }
-    p.group = py::object(sequence(group_of)[i]).cast<int>();
-    TORCH_CHECK_VALUE(p.group >= -1 && p.group < static_cast<int>(state.groups.size()), "step: group_of must hold ",
-                      "numbers of groups, or -1, got ", p.group);
-    p.count = py::object(sequence(counts)[i]).cast<int64_t>();
-    const py::object own = sequence(states)[i];
-    if (own.is_none()) continue;
-    const py::sequence list = own;
-    TORCH_CHECK_VALUE(list.size() <= MAX_STATES, "step: state[", i, "] must have at most ", MAX_STATES, " entries");
-    for (size_t s = 0; s < list.size(); ++s) {
-      const py::object entry = list[s];
-      if (!entry.is_none()) p.state[s] = tensor(entry.ptr(), "state");
+    const int64_t group = python::integer_of(python::item(group_of, i).get());
+    TORCH_CHECK_VALUE(group >= -1 && group < static_cast<int64_t>(state.groups.size()), "step: group_of must hold ",
+                      "numbers of groups, or -1, got ", group);
+    p.group = static_cast<int>(group);
+    p.count = python::integer_of(python::item(counts, i).get());
+    const Object list = python::item(states, i);
+    if (list.is_none()) continue;
+    const size_t size = python::length_of(list.get());
+    TORCH_CHECK_VALUE(size <= MAX_STATES, "step: state[", i, "] must have at most ", MAX_STATES, " entries");
+    for (size_t s = 0; s < size; ++s) {
+      const Object entry = python::item(list.get(), s);
+      if (!entry.is_none()) p.state[s] = tensor(entry.get(), "state");
     }
   }
   state.dtype = state.parameters[0].value.scalar_type();
@@ -92,7 +90,7 @@ void read_masters(State& state, PyObject* masters) {
     Learned& p = state.parameters[i];
     if (!p.value.defined() || p.group < 0) continue;
     TORCH_CHECK_TYPE(masters && masters != Py_None, "step: masters must be given for bfloat16 parameters");
-    p.master = tensor(py::object(sequence(masters)[i]).ptr(), "masters");
+    p.master = tensor(python::item(masters, i).get(), "masters");
     check(p.master, c10::str("masters[", i, "]"), at::kFloat, p.value.sizes());
     TORCH_CHECK_VALUE(p.master.is_contiguous(), "step: masters[", i, "] must be contiguous");
   }
@@ -113,19 +111,19 @@ void check_states(const State& state) {
 }
 
 void read_dropout(State& state, PyObject* dropout) {
-  for (const py::handle p : sequence(dropout)) {
-    state.dropout.push_back(p.cast<double>());
+  python::for_each(dropout, [&](const Object& p) {
+    state.dropout.push_back(python::number_of(p.get()));
     TORCH_CHECK_VALUE(state.dropout.back() >= 0 && state.dropout.back() <= 1, "step: dropout must hold probabilities, ",
                       "got ", state.dropout.back());
     state.drops = state.drops || state.dropout.back() > 0;
-  }
+  });
   TORCH_CHECK_VALUE(state.dropout.back() == 0, "step: dropout after the last layer must be 0, got ",
                     state.dropout.back());
 }
 
 void read_loss(State& state, const char* loss, PyObject* loss_parameters, const char* reduction, const char* on_nan,
                PyObject* class_weight, double label_smoothing) {
-  state.loss = LossChoice(loss, py::handle(loss_parameters).cast<std::vector<double>>());
+  state.loss = LossChoice(loss, python::numbers_of(loss_parameters));
   const std::string kind = reduction, nan = on_nan;
   TORCH_CHECK_VALUE(kind == "mean" || kind == "sum", "step: reduction must be mean or sum, got '", kind, "'");
   state.reduction = kind == "mean" ? Reduction::Mean : Reduction::Sum;
@@ -145,25 +143,22 @@ void read_loss(State& state, const char* loss, PyObject* loss_parameters, const 
 }
 
 void read_watched(State& state, PyObject* watched) {
-  const auto is_dict = [](const py::object& object) {
-    TORCH_CHECK_TYPE(PyDict_Check(object.ptr()), "step: watched must begin with dicts, got ",
-                     Py_TYPE(object.ptr())->tp_name);
-    return object;
-  };
-  for (const py::handle entry : sequence(watched)) {
-    const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
-    state.watched.push_back({is_dict(t[0]), t[1], t[2]});
-  }
+  python::for_each(watched, [&](const Object& entry) {
+    const auto at = [&](size_t i) { return python::item(entry.get(), i); };
+    const Object dictionary = at(0);
+    TORCH_CHECK_TYPE(PyDict_Check(dictionary.get()), "step: watched must begin with dicts, got ",
+                     Py_TYPE(dictionary.get())->tp_name);
+    state.watched.push_back({dictionary, at(1), at(2)});
+  });
 }
 
 void read_sizes(State& state, PyObject* sizes) {
-  for (const py::handle entry : sequence(sizes)) {
-    const py::sequence t = py::reinterpret_borrow<py::sequence>(entry);
-    const py::object entries = t[0];
-    TORCH_CHECK_TYPE(PyDict_Check(entries.ptr()) || PyList_Check(entries.ptr()),
-                     "step: sizes must begin with dicts or lists, got ", Py_TYPE(entries.ptr())->tp_name);
-    state.sizes.push_back({entries, py::object(t[1]).cast<Py_ssize_t>()});
-  }
+  python::for_each(sizes, [&](const Object& entry) {
+    const Object entries = python::item(entry.get(), 0);
+    TORCH_CHECK_TYPE(PyDict_Check(entries.get()) || PyList_Check(entries.get()),
+                     "step: sizes must begin with dicts or lists, got ", Py_TYPE(entries.get())->tp_name);
+    state.sizes.push_back({entries, python::integer_of(python::item(entry.get(), 1).get())});
+  });
 }
 
 }  // namespace
@@ -186,7 +181,7 @@ std::unique_ptr<State> new_state(PyObject* args, PyObject* keywords) {
     return nullptr;
   }
   auto state = std::make_unique<State>();
-  state->chain = *py::handle(chain).cast<const Chain*>();
+  state->chain = python::chain_of(chain);
   const size_t depth = state->depth();
   TORCH_CHECK_VALUE(depth >= 1, "step: the chain must have at least one layer");
   check_length(weights, "weights", depth);

@@ -1,11 +1,9 @@
 // What a training step looks at on every call: torch's tensors and dictionaries, hooks and modes.
 #include "step_state.h"
 
-#include <ATen/autocast_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/Dtype.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
+
+#include <algorithm>
 
 namespace pyperc::train_step {
 
@@ -13,30 +11,23 @@ namespace {
 
 // Whether somebody wants to be shown the operations, or their gradients: autograd has to take the step.
 bool is_watched(const State& state) {
-  if (c10::impl::TorchDispatchModeTLS::stack_len() > 0 || torch::jit::tracer::isTracing() ||
-      at::autocast::is_autocast_enabled(at::kCPU)) {
+  if (c10::impl::TorchDispatchModeTLS::stack_len() > 0 || python::is_tracing() || python::is_autocasting()) {
     return true;
   }
-  const auto hung = [](PyObject* hooks) { return hooks && PyDict_Check(hooks) && PyDict_GET_SIZE(hooks) > 0; };
-  for (const Learned& p : state.parameters) {
-    const auto* object = reinterpret_cast<const THPVariable*>(p.object.ptr());
-    if (object && (hung(object->backward_hooks) || hung(object->post_accumulate_grad_hooks))) return true;
-  }
-  return false;
+  return std::any_of(state.parameters.begin(), state.parameters.end(),
+                     [](const Learned& p) { return p.object && python::has_gradient_hooks(p.object.get()); });
 }
 
 double number(PyObject* value, const Setting& setting) {
   if (setting.item >= 0) {
-    py::object item = py::reinterpret_steal<py::object>(PySequence_GetItem(value, setting.item));
-    if (!item) throw py::error_already_set();
-    return number(item.ptr(), {setting.name, 0});
+    const Object item = Object::taken(PySequence_GetItem(value, setting.item));
+    return number(item.get(), {setting.name, 0});
   }
   if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
   if (value == Py_False) return 0;
   if (value == Py_True) return 1;
-  const py::object converted = py::reinterpret_steal<py::object>(PyNumber_Float(value));
-  if (!converted) throw py::error_already_set();
-  return PyFloat_AS_DOUBLE(converted.ptr());
+  const Object converted = Object::taken(PyNumber_Float(value));
+  return PyFloat_AS_DOUBLE(converted.get());
 }
 
 }  // namespace
@@ -79,11 +70,11 @@ void check_parameters(const State& state) {
 
 bool unchanged(const State& state) {
   for (const Watched& watched : state.watched) {
-    PyObject* value = PyDict_GetItemWithError(watched.dictionary.ptr(), watched.key.ptr());
-    if ((value ? value : Py_None) != watched.value.ptr()) return false;
+    PyObject* value = PyDict_GetItemWithError(watched.dictionary.get(), watched.key.get());
+    if ((value ? value : Py_None) != watched.value.get()) return false;
   }
   for (const Sized& sized : state.sizes) {
-    PyObject* entries = sized.entries.ptr();
+    PyObject* entries = sized.entries.get();
     if ((PyDict_Check(entries) ? PyDict_GET_SIZE(entries) : PyList_GET_SIZE(entries)) != sized.size) return false;
   }
   return !is_watched(state);
@@ -93,7 +84,7 @@ void read_settings(State& state) {
   const auto& list = optimizer_list()[static_cast<size_t>(state.optimizer)].settings;
   for (size_t g = 0; g < state.groups.size(); ++g) {
     for (size_t i = 0; i < list.size(); ++i) {
-      PyObject* value = PyDict_GetItemWithError(state.groups[g].ptr(), state.keys[i].ptr());
+      PyObject* value = PyDict_GetItemWithError(state.groups[g].get(), state.keys[i].get());
       state.settings[g][i] = value ? number(value, list[i]) : list[i].value;
     }
   }

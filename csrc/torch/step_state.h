@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Generator.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <array>
 #include <limits>
@@ -15,14 +14,15 @@
 #include "network.h"
 #include "optimizers.h"
 #include "pool.h"
+#include "python.h"
 
 namespace pyperc::train_step {
 
-namespace py = pybind11;
+using python::Object;
 
 // A weight or a bias of the network.
 struct Learned {
-  py::object object;
+  Object object;
   Tensor value;
   int group = -1;
   Tensor master;  // of 16 bits: the float32 numbers that it is rounded from
@@ -32,10 +32,10 @@ struct Learned {
 };
 
 struct Watched {
-  py::object dictionary, key, value;
+  Object dictionary, key, value;
 };
 struct Sized {
-  py::object entries;  // a dict or a list
+  Object entries;  // a dict or a list
   Py_ssize_t size;
 };
 
@@ -53,8 +53,8 @@ struct State {
   double label_smoothing = 0;
   int64_t ignore_index = -100;
   Optimizer optimizer = Optimizer::Sgd;
-  std::vector<py::object> groups;
-  std::vector<py::object> keys;  // of the settings, in their order
+  std::vector<Object> groups;
+  std::vector<Object> keys;  // of the settings, in their order
   std::vector<Settings> settings;
   double max_norm = std::numeric_limits<double>::infinity();
   OnNan on_nan = OnNan::Stop;
