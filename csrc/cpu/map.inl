@@ -72,8 +72,53 @@ PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t
   if (g.db) write(g.db + j, read(g.db + j) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
 }
 
-// By blocks of rows: few enough that each row's page stays in the translation buffer while the columns pass, and the
-// error of db grows with the number of blocks, not of rows.
+// The same of many columns, row after row as they lie in memory, which is asked for some rows ahead: dy comes from
+// there, and so may what f' reads. Returns how many columns were whole vectors in pairs. Zen 3, 65536 x 64 relu: 0.4 of
+// the time that columns one after the other take, 2048 x 2048 0.6.
+template <class T, class A>
+PYPERC_INLINE int64_t differentiate_along(const Map<T>& g, int64_t begin, int64_t end) {
+  constexpr int W = WIDTH<T>, STEP = 2 * W;
+  constexpr int64_t AHEAD = 4, MOST = 512, LINE = 64 / sizeof(T);
+  const Parameters parameters = g.parameters;
+  const int64_t columns = g.columns / STEP * STEP;
+  T sums[MOST];
+  for (int64_t first = 0; first < columns; first += MOST) {
+    const int64_t n = columns - first < MOST ? columns - first : MOST;
+    for (int64_t j = 0; j < n; ++j) sums[j] = T(0);
+    const auto at = [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+      const Vector<T> dx = load(g.in + i * g.ld_in + j), saved = load(g.saved + i * g.ld_saved + j);
+      const Vector<T> ds = A::backward(Value<T>(dx), Value<T>(saved), parameters).v;
+      store(g.out + i * g.ld_out + j, ds);
+      return ds;
+    };
+    const auto fetch = [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+      __builtin_prefetch(g.in + i * g.ld_in + j);
+      if constexpr (A::saved != Saved::Nothing) __builtin_prefetch(g.saved + i * g.ld_saved + j);
+    };
+    int64_t i = begin;
+    for (; i + 2 <= end; i += 2) {
+      for (int64_t j = 0; j < n; j += STEP) {
+        for (int64_t line = 0; line < STEP; line += LINE) {
+          fetch(i + AHEAD, first + j + line);
+          fetch(i + AHEAD + 1, first + j + line);
+        }
+        const Vector<T> left = at(i, first + j) + at(i + 1, first + j);
+        const Vector<T> right = at(i, first + j + W) + at(i + 1, first + j + W);
+        store(sums + j, load(sums + j) + left);
+        store(sums + j + W, load(sums + j + W) + right);
+      }
+    }
+    for (; i < end; ++i) {
+      for (int64_t j = 0; j < n; j += W) store(sums + j, load(sums + j) + at(i, first + j));
+    }
+    if (!g.db) continue;
+    T* const db = g.db + first;
+    for (int64_t j = 0; j < n; j += W) store(db + j, load(db + j) + load(sums + j));
+  }
+  return columns;
+}
+
+// By blocks of rows, so that the error of db grows with the number of blocks, not of rows. A tile is one block at most.
 template <class T, class A>
 void differentiate_rows(const Map<T>& g) {
   constexpr int W = WIDTH<T>;
@@ -81,6 +126,9 @@ void differentiate_rows(const Map<T>& g) {
   for (int64_t begin = 0; begin < g.rows; begin += BLOCK) {
     const int64_t end = begin + BLOCK < g.rows ? begin + BLOCK : g.rows;
     int64_t j = 0;
+    if constexpr (BYTES > 0) {
+      if (g.rows > BLOCK) j = differentiate_along<T, A>(g, begin, end);
+    }
     for (; j + W <= g.columns; j += W) differentiate_columns<T, A, false>(g, begin, end, j, W);
     if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, begin, end, j, tail);
   }
