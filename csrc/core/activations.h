@@ -2,9 +2,9 @@
 // here.
 //
 // An activation is x = f(s). `f` and `backward` are written once over a value type V, which a backend supplies with the
-// operators + - * / and comparisons, and with where, zeros_like, exp, expm1, log1p, tanh, sigmoid and normal_law (whose
-// result has members cdf and pdf), found by argument-dependent lookup: a SIMD vector, a float on a GPU, or a torch
-// tensor (for derivatives of any order).
+// operators + - * / and comparisons, and with where, zeros_like, exp, expm1, log1p, tanh, sigmoid, softplus and
+// normal_law (whose result has members cdf and pdf), found by argument-dependent lookup: a SIMD vector, a float on a
+// GPU, or a torch tensor (for derivatives of any order).
 //   f(s, p)               the activation
 //   backward(dx, saved, p) ds = dx * f'(s), where `saved` is x for Saved::Output, s for Saved::Summation, anything for
 //   Saved::Nothing.
@@ -106,7 +106,7 @@ struct Softplus : ActivationDefaults {
   template <class V>
   static PYPERC_INLINE V f(V s, const Parameters& p) {
     const V z = s * p.value[0];
-    return where(z > p.value[1], s, log1p(exp(where(z > p.value[1], zeros_like(z), z))) / p.value[0]);
+    return where(z > p.value[1], s, softplus(z) * (1.0 / p.value[0]));
   }
   template <class V>
   static PYPERC_INLINE V backward(V dx, V s, const Parameters& p) {

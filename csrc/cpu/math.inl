@@ -1,6 +1,6 @@
-// exp, expm1, log1p, tanh, sigmoid and the normal law, written once over a vector type V, which is float or double or a
-// vector of them. Included inside an ISA's own anonymous namespace, after simd.inl: it includes nothing, opens no
-// namespace, calls no libm, and defines templates only.
+// exp, expm1, log1p, tanh, sigmoid, softplus and the normal law, written once over a vector type V, which is float or
+// double or a vector of them. Included inside an ISA's own anonymous namespace, after simd.inl: it includes nothing,
+// opens no namespace, calls no libm, and defines templates only.
 //
 // Everything is branch-free, without tables, and with one division at most. x = n ln 2 + r is reduced by adding a large
 // number whose last mantissa bit weighs 1, which leaves n + bias in the low bits of the sum: shifted left they are 2^n.
@@ -10,9 +10,9 @@
 //
 // The largest errors, in units in the last place of the exact result: for float over all of magnitude 2^-20 to 2^7 and
 // every 211th of the others, for double over 8 million random arguments; with fma (without).
-//             exp          expm1        log1p        tanh         sigmoid
-//   float     1.01 (0.97)  1.46 (1.53)  1.61 (1.73)  1.32 (1.32)  2.00 (2.00)
-//   double    1.02 (0.99)  2.05 (2.15)  2.20 (2.34)  1.31 (1.31)  2.00 (2.00)
+//             exp          expm1        log1p        tanh         sigmoid      softplus
+//   float     1.01 (0.97)  1.46 (1.53)  1.61 (1.73)  1.32 (1.32)  2.00 (2.00)  1.84 (1.96)
+//   double    1.02 (0.99)  2.05 (2.15)  2.20 (2.34)  1.31 (1.31)  2.00 (2.00)  2.41 (2.54)
 
 template <class V>
 constexpr bool SINGLE = sizeof(Lane<V>) == 4;
@@ -155,12 +155,16 @@ PYPERC_INLINE Reduced<V> reduce(V x, V round) {
 // e^x = 2^n (1 + r + r^2 c(r)).
 // The power is applied in two factors, so that it neither overflows nor underflows before the result does.
 template <class V>
-PYPERC_INLINE V exp(V x) {
+PYPERC_INLINE V exp_up_to_overflow(V x) {
   constexpr Lane<V> LOW = SINGLE<V> ? -80 : -700;
-  x = at_least(at_most(x, SINGLE<V> ? 89 : 710), SINGLE<V> ? -104 : -746);
+  x = at_least(x, SINGLE<V> ? -104 : -746);
   auto low = x < splat<V>(LOW);
   auto [power, q] = reduce(x, select(low, rounder<V>(64), rounder<V>(-1)));
   return fma(power, q, power) * select(low, splat<V>(0x1p-64), splat<V>(2));
+}
+template <class V>
+PYPERC_INLINE V exp(V x) {
+  return exp_up_to_overflow(at_most(x, SINGLE<V> ? 89 : 710));
 }
 
 // e^x - 1 = 2 (2^(n-1) q + (2^(n-1) - 1/2)) with q = e^r - 1 = r + r^2 c(r).
@@ -202,18 +206,9 @@ PYPERC_INLINE V tanh(V x) {
   return copysign(select(a < splat<V>(0.5625), fma(a * u, c, a), large), x);
 }
 
-// log(1 + x) = k ln 2 + log(1 + f), 1 + f = 2^-k (1 + x) in [2/3, 4/3), log(1 + f) = f - f^2 / 2 + f^3 c(f).
-// Only k is taken from the rounded 1 + x (halved, as k may be 128); f = 2^-k x + (2^-k - 1) then rounds once.
+// log(1 + f) = f + f^2 c(f) for f in [-1/3, 1/3].
 template <class V>
-PYPERC_INLINE V log1p(V x) {
-  V half = fma(x, splat<V>(0.5), splat<V>(0.5));
-  Bits<V> scaled = bits(half) + (bits(splat<V>(1)) - bits(splat<V>(Lane<V>(2.0 / 3))));
-  Bits<V> power = scaled & bits(splat<V>(__builtin_inf()));           // 2^(k-1)
-  V inverse = from_bits<V>(bits(splat<V>(__builtin_inf())) - power);  // 4 * 2^-k
-  V f = splat<V>(0.25) * fma(x, inverse, inverse - splat<V>(4));
-  constexpr Lane<V> INTEGERS = SINGLE<V> ? Lane<V>(0x1p23) : Lane<V>(0x1p52);
-  V k = from_bits<V>((scaled >> (SINGLE<V> ? 23 : 52)) | bits(splat<V>(INTEGERS))) -
-        splat<V>(INTEGERS + (SINGLE<V> ? 126 : 1022));
+PYPERC_INLINE V log1p_near_0(V f) {
   V c;
   if constexpr (SINGLE<V>) {
     c = polynomial<V>(f, f * f, -0.5, 0.333332121, -0.249998242, 0.200105786, -0.166793585, 0.140034974, -0.12199229,
@@ -225,11 +220,36 @@ PYPERC_INLINE V log1p(V x) {
                       -0.071310329052426596, 0.067923734169466524, -0.063887299947592596, 0.049550494237554046,
                       -0.045839971427507939, 0.088628045148229057, -0.086038907602686662);
   }
-  V y = fma(k, splat<V>(LN2_LOW<V>), fma(f * f, c, f));  // the smaller part first
+  return fma(f * f, c, f);
+}
+
+// log(1 + x) = k ln 2 + log(1 + f), 1 + f = 2^-k (1 + x) in [2/3, 4/3).
+// Only k is taken from the rounded 1 + x (halved, as k may be 128); f = 2^-k x + (2^-k - 1) then rounds once.
+template <class V>
+PYPERC_INLINE V log1p(V x) {
+  V half = fma(x, splat<V>(0.5), splat<V>(0.5));
+  Bits<V> scaled = bits(half) + (bits(splat<V>(1)) - bits(splat<V>(Lane<V>(2.0 / 3))));
+  Bits<V> power = scaled & bits(splat<V>(__builtin_inf()));           // 2^(k-1)
+  V inverse = from_bits<V>(bits(splat<V>(__builtin_inf())) - power);  // 4 * 2^-k
+  V f = splat<V>(0.25) * fma(x, inverse, inverse - splat<V>(4));
+  constexpr Lane<V> INTEGERS = SINGLE<V> ? Lane<V>(0x1p23) : Lane<V>(0x1p52);
+  V k = from_bits<V>((scaled >> (SINGLE<V> ? 23 : 52)) | bits(splat<V>(INTEGERS))) -
+        splat<V>(INTEGERS + (SINGLE<V> ? 126 : 1022));
+  V y = fma(k, splat<V>(LN2_LOW<V>), log1p_near_0(f));  // the smaller part first
   y = copysign(fma(k, splat<V>(LN2_HIGH<V>), y), x);
   y = select(x < splat<V>(__builtin_inf()), y, x);
   V outside = select(x == splat<V>(-1), splat<V>(-__builtin_inf()), splat<V>(__builtin_nan("")));
   return select(x > splat<V>(-1), y, outside);
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + u) with u = e^-|x|; from u = 1/3 on 1 + u is 2 (1 + f), below f is u.
+template <class V>
+PYPERC_INLINE V softplus(V x) {
+  V u = exp_up_to_overflow(-abs(x));
+  auto upper = u > splat<V>(Lane<V>(1.0 / 3));
+  V f = select(upper, fma(u, splat<V>(0.5), splat<V>(-0.5)), u);
+  V y = log1p_near_0(f) + select(upper, splat<V>(LN2_LOW<V>), splat<V>(0));
+  return max(splat<V>(0), x) + (y + select(upper, splat<V>(LN2_HIGH<V>), splat<V>(0)));
 }
 
 template <class V>

@@ -47,6 +47,7 @@ PYPERC_LIFT(expm1)
 PYPERC_LIFT(log1p)
 PYPERC_LIFT(tanh)
 PYPERC_LIFT(sigmoid)
+PYPERC_LIFT(softplus)
 #undef PYPERC_LIFT
 
 template <class T>

@@ -53,6 +53,11 @@ template <class T>
 PYPERC_DEVICE Value<T> sigmoid(Value<T> x) {
   return Value<T>(1) / (exp(zeros_like(x) - x) + 1.0);
 }
+template <class T>
+PYPERC_DEVICE Value<T> softplus(Value<T> x) {
+  const Value<T> zero = zeros_like(x);
+  return where(x > 0.0, x, zero) + log1p(exp(where(x > 0.0, zero - x, x)));
+}
 
 template <class T>
 struct NormalLaw {
