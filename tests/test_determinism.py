@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,19 @@ def test_the_alignment_of_the_input_changes_nothing(isa: str, dtype: torch.dtype
         store[offset:] = net.x.flatten()
         net.x = store[offset:].view(net.x.shape)
         assert digest(net) == first
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 10, 40, 600])
+@pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
+def test_strides_of_dy_change_no_bit(isa: str, dtype: torch.dtype, name: str, width: int) -> None:
+    """Rows of dy that adjoin are summed into db in other ways than those that lie apart, or whose columns do."""
+    for batch in (5, 16, 17, 83, 130):
+        net = draw([6, width], batch, named(name), dtype, margin=0)
+        want = results(native, net)
+        apart = torch.nn.functional.pad(net.dy, (0, 3))[:, :width]
+        for dy in (apart, net.dy.t().contiguous().t()):
+            got = results(native, replace(net, dy=dy))
+            assert [key for key in want if not torch.equal(got[key], want[key])] == [], (batch, dy.stride())
 
 
 @EVERY_DTYPE

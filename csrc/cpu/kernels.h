@@ -33,7 +33,7 @@ enum class After { Nothing, Activate, Differentiate };
 // Elementwise over a rows x columns block:
 //   activate       out = f(in)
 //   differentiate  out = in * f'(saved), db += column sums of out where db is not null
-// `saved` points at readable memory even where f' reads nothing.
+// `saved` points at readable memory even where f' reads nothing. With ld_out = 0 nobody reads out, which is one row.
 template <class T>
 struct Map {
   int64_t rows, columns;
@@ -48,6 +48,10 @@ struct Map {
 };
 template <class T>
 using MapFunction = void (*)(const Map<T>&);
+
+// In blocks of so many rows db is summed of rows shorter than a vector: pieces of a batch in whole blocks change no
+// bit.
+inline constexpr int64_t SHORT_ROWS = 64;
 
 //   c = init + a b, then what `after` says, per tile while it is in the first-level cache:
 //   Activate       x = f(c); x may be c

@@ -37,10 +37,10 @@ void activate(const Map<T>& g) {
   }
 }
 
-// One vector of columns of a few rows; their ds go into db in four sums, so that no addition waits for the one before.
+// One vector of columns of a few rows, whose ds go into db four at a time, so that few additions wait for the one
+// before.
 template <class T, class A, bool PARTIAL>
 PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t end, int64_t j, int columns) {
-  constexpr int SUMS = 4;
   const Parameters parameters = g.parameters;
   const auto read = [&](const T* p) __attribute__((always_inline)) {
     if constexpr (PARTIAL) {
@@ -62,26 +62,26 @@ PYPERC_INLINE void differentiate_columns(const Map<T>& g, int64_t begin, int64_t
     write(g.out + i * g.ld_out + j, ds);
     return ds;
   };
-  Vector<T> sums[SUMS] = {};
+  Vector<T> sum{};
   int64_t i = begin;
-  for (; i + SUMS <= end; i += SUMS) {
-    PYPERC_UNROLL
-    for (int r = 0; r < SUMS; ++r) sums[r] += row(i + r);
+  for (; i + 4 <= end; i += 4) {
+    const Vector<T> first = row(i) + row(i + 1);
+    sum += first + (row(i + 2) + row(i + 3));
   }
-  for (; i < end; ++i) sums[0] += row(i);
-  if (g.db) write(g.db + j, read(g.db + j) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  for (; i < end; ++i) sum += row(i);
+  if (g.db) write(g.db + j, read(g.db + j) + sum);
 }
 
 // The same of many columns, row after row as they lie in memory, which is asked for some rows ahead: dy comes from
-// there, and so may what f' reads. Returns how many columns were whole vectors in pairs. Zen 3, 65536 x 64 relu: 0.4 of
-// the time that columns one after the other take, 2048 x 2048 0.6.
+// there, and so may what f' reads. db is summed in the same order. Returns how many columns were whole vectors in
+// pairs. Zen 3, 65536 x 64 relu: 0.4 of the time that columns one after the other take, 2048 x 2048 0.6.
 template <class T, class A>
 PYPERC_INLINE int64_t differentiate_along(const Map<T>& g, int64_t begin, int64_t end) {
   constexpr int W = WIDTH<T>, STEP = 2 * W;
   constexpr int64_t AHEAD = 4, MOST = 512, LINE = 64 / sizeof(T);
   const Parameters parameters = g.parameters;
   const int64_t columns = g.columns / STEP * STEP;
-  T sums[MOST];
+  T pairs[MOST], sums[MOST];
   for (int64_t first = 0; first < columns; first += MOST) {
     const int64_t n = columns - first < MOST ? columns - first : MOST;
     for (int64_t j = 0; j < n; ++j) sums[j] = T(0);
@@ -97,6 +97,8 @@ PYPERC_INLINE int64_t differentiate_along(const Map<T>& g, int64_t begin, int64_
     };
     int64_t i = begin;
     for (; i + 2 <= end; i += 2) {
+      const int64_t of_four = (i - begin) % 4;
+      if (of_four == 0 && i + 4 > end) break;
       for (int64_t j = 0; j < n; j += STEP) {
         for (int64_t line = 0; line < STEP; line += LINE) {
           fetch(i + AHEAD, first + j + line);
@@ -104,8 +106,13 @@ PYPERC_INLINE int64_t differentiate_along(const Map<T>& g, int64_t begin, int64_
         }
         const Vector<T> left = at(i, first + j) + at(i + 1, first + j);
         const Vector<T> right = at(i, first + j + W) + at(i + 1, first + j + W);
-        store(sums + j, load(sums + j) + left);
-        store(sums + j + W, load(sums + j + W) + right);
+        if (of_four == 0) {
+          store(pairs + j, left);
+          store(pairs + j + W, right);
+        } else {
+          store(sums + j, load(sums + j) + (load(pairs + j) + left));
+          store(sums + j + W, load(sums + j + W) + (load(pairs + j + W) + right));
+        }
       }
     }
     for (; i < end; ++i) {
@@ -133,20 +140,65 @@ void differentiate_rows(const Map<T>& g) {
     if (const int tail = static_cast<int>(g.columns - j)) differentiate_columns<T, A, true>(g, begin, end, j, tail);
   }
 }
+// db of rows shorter than a vector, by blocks of rows. Where they adjoin, as many vectors as a row has elements are
+// whole rows; where not, each row is a partial vector. Either way the same numbers are added in the same order, so that
+// strides change no bit.
+constexpr int64_t FEW_ROWS = 16;
+template <class T>
+void add_short_rows(const T* ds, int64_t ld, int64_t rows, int columns, T* db) {
+  constexpr int W = WIDTH<T>;
+  for (int64_t begin = 0; begin < rows; begin += SHORT_ROWS, ds += SHORT_ROWS * ld) {
+    const int64_t n = rows - begin < SHORT_ROWS ? rows - begin : SHORT_ROWS;
+    if (n <= FEW_ROWS) {
+      T nobody_reads[W];
+      differentiate_rows<T, Identity>({n, columns, ds, ld, nobody_reads, 0, ds, ld, db, {}});
+      continue;
+    }
+    const int64_t whole = n / W * W;
+    Vector<T> sums[W] = {};
+    if (ld == columns) {
+      for (int64_t i = 0; i < whole; i += W) {
+        for (int v = 0; v < columns; ++v) sums[v] += load(ds + i * columns + v * W);
+      }
+      T lanes[W];
+      int j = 0;  // a lane's column
+      for (int v = 0; v < columns; ++v) {
+        store(static_cast<T*>(lanes), sums[v]);
+        for (const T lane : lanes) {
+          db[j] += lane;
+          j = j + 1 < columns ? j + 1 : 0;
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < whole; i += W) {
+        for (int r = 0; r < W; ++r) sums[r] += load_partial(ds + (i + r) * ld, columns);
+      }
+      for (int r = 0; r < W; ++r)
+        store_partial(db, load_partial(static_cast<const T*>(db), columns) + sums[r], columns);
+    }
+    for (int64_t i = whole; i < n; ++i) {
+      for (int j = 0; j < columns; ++j) db[j] += ds[i * ld + j];
+    }
+  }
+}
+
+template <class A>
+constexpr bool IS_IDENTITY = false;
+template <>
+constexpr bool IS_IDENTITY<Identity> = true;
+
 template <class T, class A>
 void differentiate(const Map<T>& g) {
-  if (!adjoin(g) || g.ld_saved != g.columns) return differentiate_rows<T, A>(g);
-  Map<T> all = as_one_row(g), sums = g;
-  all.db = nullptr;
-  differentiate_rows<T, A>(all);
-  if (!g.db) return;
-  // The identity leaves ds as it is: db alone, in the order of any other rows. Written in place, each row would wait
-  // for the one before, which it overlaps.
-  T nobody_reads[WIDTH<T>];
-  sums.in = g.out;
-  sums.out = nobody_reads;
-  sums.ld_out = 0;
-  differentiate_rows<T, Identity>(sums);
+  const bool one_row = adjoin(g) && g.ld_saved == g.columns;
+  if (!one_row && (g.columns >= WIDTH<T> || g.rows <= FEW_ROWS || !g.db)) return differentiate_rows<T, A>(g);
+  const int columns = static_cast<int>(g.columns);
+  if constexpr (IS_IDENTITY<A>) {
+    if (g.ld_out == 0) return add_short_rows(g.in, g.ld_in, g.rows, columns, g.db);
+  }
+  Map<T> ds = one_row ? as_one_row(g) : g;
+  ds.db = nullptr;
+  differentiate_rows<T, A>(ds);
+  if (g.db) add_short_rows(static_cast<const T*>(g.out), g.ld_out, g.rows, columns, g.db);
 }
 
 template <class T>

@@ -104,6 +104,11 @@ struct Numbers<T, T> {
     if (g.n != 1 || g.after != After::Nothing || (g.k > 1 && g.ldc != 1)) return kernels.gemm(g);
     const int64_t ldb = g.panel ? g.panel : g.ldb;
     if (g.k == 1) {
+      if (g.a.rs == 1 && g.ldc == 1 && (!g.init || g.ld_init == 0)) {
+        const T w = g.b[0], b = g.init ? g.init[0] : T(0);
+        for (int64_t i = 0; i < g.m; ++i) g.c[i] = g.a.data[i] * w + b;
+        return;
+      }
       for (int64_t i = 0; i < g.m; ++i) {
         g.c[i * g.ldc] = g.a.data[i * g.a.rs] * g.b[0] + (g.init ? g.init[i * g.ld_init] : T(0));
       }
@@ -201,10 +206,10 @@ struct Numbers<T, T> {
     T room[Tile::MOST_ELEMENTS];
     if (dy.cs != 1) {
       // In pieces, since ds may lie where f' is still to be read from.
-      constexpr int64_t ROWS = 16, COLUMNS = Tile::MOST_ELEMENTS / ROWS;
-      for (int64_t i = 0; i < rows; i += ROWS) {
+      const int64_t most = columns < tile().width ? SHORT_ROWS : 16, COLUMNS = Tile::MOST_ELEMENTS / most;
+      for (int64_t i = 0; i < rows; i += most) {
         for (int64_t j = 0; j < columns; j += COLUMNS) {
-          const int64_t m = std::min(ROWS, rows - i), n = std::min(COLUMNS, columns - j);
+          const int64_t m = std::min(most, rows - i), n = std::min(COLUMNS, columns - j);
           const auto at = [&](const auto& x) { return x.data ? x.data + i * x.rs + j : nullptr; };
           copy_rows<T>({dy.data + i * dy.rs + j * dy.cs, dy.rs, dy.cs}, m, n, room, COLUMNS);
           differentiate(spec, {room, COLUMNS, 1}, m, n, {at(saved), saved.rs, 1}, {at(ds), ds.rs, 1},

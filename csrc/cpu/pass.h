@@ -105,9 +105,10 @@ Matrix<const T> transposed(Matrix<const T> x) {
 
 template <class T>
 void copy_rows(Matrix<const T> from, int64_t rows, int64_t columns, T* to, int64_t ld) {
+  constexpr int64_t FEW = 8;  // fewer elements take less time than a call
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = from.data + i * from.rs;
-    if (from.cs == 1) {
+    if (from.cs == 1 && columns >= FEW) {
       std::memcpy(to + i * ld, row, static_cast<size_t>(columns) * sizeof(T));
     } else {
       for (int64_t j = 0; j < columns; ++j) to[i * ld + j] = row[j * from.cs];
