@@ -53,7 +53,7 @@ def test_the_alignment_of_the_input_changes_nothing(isa: str, dtype: torch.dtype
         assert digest(net) == first
 
 
-@pytest.mark.parametrize("width", [1, 3, 7, 10, 40, 600])
+@pytest.mark.parametrize("width", [1, 3, 7, 10, 40, 600, 1030])
 @pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
 def test_strides_of_dy_change_no_bit(isa: str, dtype: torch.dtype, name: str, width: int) -> None:
     """Rows of dy that adjoin are summed into db in other ways than those that lie apart, or whose columns do."""

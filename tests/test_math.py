@@ -212,3 +212,12 @@ def test_the_epilogue_computes_what_the_function_does(isa: str, dtype: torch.dty
     x = torch.ones(37, 1, dtype=dtype)
     y = _C.mlp(x, [s[:, None]], [None], _C.Chain([(activation.name, list(activation.parameters))]))
     assert torch.equal(y, kernel(activation, s).expand(37, -1))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_softplus_overflows_behind_no_threshold(isa: str, dtype: torch.dtype) -> None:
+    """With a threshold beyond e^x's range log(1 + e^s) is s there, and its slope is 1."""
+    far = named("softplus", 1.0, 1e9)
+    s = torch.tensor([39.0, 40.0, 41.0, 88.8, 100.0, 709.9, 1e4, torch.finfo(dtype).max / 2], dtype=dtype)
+    assert torch.equal(kernel(far, s), s)
+    assert torch.equal(results(native, line(s, far))["db[0]"], torch.ones_like(s))

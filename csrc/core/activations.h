@@ -106,12 +106,12 @@ struct Softplus : ActivationDefaults {
   template <class V>
   static PYPERC_INLINE V f(V s, const Parameters& p) {
     const V z = s * p.value[0];
-    return where(z > p.value[1], s, softplus(z) * (1.0 / p.value[0]));
+    return where(z > p.value[1], s, softplus(z) / p.value[0]);
   }
   template <class V>
   static PYPERC_INLINE V backward(V dx, V s, const Parameters& p) {
     const V z = s * p.value[0];
-    const V e = exp(where(z > p.value[1], zeros_like(z), z));
+    const V e = exp(where(z > 40.0, zeros_like(z) + 40.0, z));  // from where e / (e + 1) is 1 on e does not overflow
     return where(z > p.value[1], dx, dx * e / (e + 1.0));
   }
 };

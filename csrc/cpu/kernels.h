@@ -33,7 +33,8 @@ enum class After { Nothing, Activate, Differentiate };
 // Elementwise over a rows x columns block:
 //   activate       out = f(in)
 //   differentiate  out = in * f'(saved), db += column sums of out where db is not null
-// `saved` points at readable memory even where f' reads nothing. With ld_out = 0 nobody reads out, which is one row.
+// `saved` points at readable memory even where f' reads nothing. Where a differentiated
+// identity has ld_out = 0, nobody reads out, which is one row.
 template <class T>
 struct Map {
   int64_t rows, columns;

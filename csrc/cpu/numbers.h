@@ -218,12 +218,15 @@ struct Numbers<T, T> {
       }
       return;
     }
-    const int64_t step = ds.data ? columns : Tile::MOST_ELEMENTS;
     if (!ds.data) ds.rs = 0;  // one row for all, which nobody reads
-    for (int64_t j = 0; j < columns; j += step) {
-      Map<T> map{
-          rows,  std::min(step, columns - j), dy.data + j,    dy.rs, ds.data ? ds.data + j : room, ds.rs, dy.data + j,
-          dy.rs, db ? db + j : nullptr,       spec.parameters};
+    for (int64_t j = 0, n; j < columns; j += n) {
+      n = columns - j;
+      if (!ds.data && n > Tile::MOST_ELEMENTS) {
+        // Short rows, whose db is summed in another order, are not what is left over.
+        n = Tile::MOST_ELEMENTS - (n - Tile::MOST_ELEMENTS < tile().width ? tile().width : 0);
+      }
+      Map<T> map{rows,        n,     dy.data + j,           dy.rs,          ds.data ? ds.data + j : room, ds.rs,
+                 dy.data + j, dy.rs, db ? db + j : nullptr, spec.parameters};
       if (saved.data) {
         map.saved = saved.data + j;
         map.ld_saved = saved.rs;

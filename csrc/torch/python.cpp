@@ -1,4 +1,4 @@
-// Of the files that speak Python's C API the one that includes torch's headers for it.
+// Of the files that speak Python's C API the one that includes torch's header for tensors, and pybind11.
 #include "python.h"
 
 #include <ATen/autocast_mode.h>
@@ -29,7 +29,12 @@ std::vector<double> numbers_of(PyObject* sequence) {
   for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = number_of(item(sequence, i).get());
   return numbers;
 }
-const Chain& chain_of(PyObject* object) { return *py::handle(object).cast<const Chain*>(); }
+bool truth_of(PyObject* object) {
+  const int truth = PyObject_IsTrue(object);
+  if (truth < 0) throw_error();
+  return truth;
+}
+const Chain& chain_of(PyObject* object) { return py::handle(object).cast<const Chain&>(); }
 
 bool is_tensor(PyObject* object) { return THPVariable_Check(object); }
 bool is_plain_tensor(PyObject* object) { return THPVariable_CheckExact(object); }

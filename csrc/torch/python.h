@@ -1,5 +1,5 @@
-// What the files that speak Python's C API know of its objects and of torch's. torch's and pybind11's own headers for
-// them take longer to compile than those files do, so that only python.cpp includes them.
+// What the files that speak Python's C API know of its objects and of torch's tensors among them. torch's own header
+// for these, and pybind11, take longer to compile than those files do, so that of them only python.cpp includes them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -48,7 +48,7 @@ class Object {
   PyObject* object_ = nullptr;
 };
 
-// All of these throw Python's errors.
+// These throw where the object is not of that kind.
 size_t length_of(PyObject* sequence);
 Object item(PyObject* sequence, size_t index);
 template <class F>
@@ -58,6 +58,7 @@ void for_each(PyObject* sequence, F f) {
 void append(PyObject* list, const Object& entry);
 int64_t integer_of(PyObject* object);
 double number_of(PyObject* object);
+bool truth_of(PyObject* object);
 std::vector<double> numbers_of(PyObject* sequence);
 const Chain& chain_of(PyObject* object);
 

@@ -155,7 +155,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
   python::for_each(members, [&](const Object& entry) {
     const auto at = [&](size_t i) { return python::item(entry.get(), i); };
     const Object module = at(0);
-    state->members.push_back({module, Py_TYPE(module.get()), at(1).get() == Py_True, at(2), at(3)});
+    state->members.push_back({module, Py_TYPE(module.get()), python::truth_of(at(1).get()), at(2), at(3)});
   });
   state->chain_owner = Object::shared(chain);
   state->chain = &python::chain_of(chain);
