@@ -156,29 +156,26 @@ void add_short_rows(const T* ds, int64_t ld, int64_t rows, int columns, T* db) {
     }
     const int64_t whole = n / W * W;
     Vector<T> sums[W] = {};
+    T lanes[W * W];
     if (ld == columns) {
       for (int64_t i = 0; i < whole; i += W) {
         for (int v = 0; v < columns; ++v) sums[v] += load(ds + i * columns + v * W);
       }
-      T lanes[W];
-      int j = 0;  // a lane's column
-      for (int v = 0; v < columns; ++v) {
-        store(static_cast<T*>(lanes), sums[v]);
-        for (const T lane : lanes) {
-          db[j] += lane;
-          j = j + 1 < columns ? j + 1 : 0;
-        }
-      }
+      for (int v = 0; v < columns; ++v) store(lanes + v * W, sums[v]);
     } else {
       for (int64_t i = 0; i < whole; i += W) {
         for (int r = 0; r < W; ++r) sums[r] += load_partial(ds + (i + r) * ld, columns);
       }
-      for (int r = 0; r < W; ++r)
-        store_partial(db, load_partial(static_cast<const T*>(db), columns) + sums[r], columns);
+      for (int r = 0; r < W; ++r) store_partial(lanes + r * columns, sums[r], columns);
     }
+    // `lanes` are W rows now: what is left is added to them, and then one half to the other.
     for (int64_t i = whole; i < n; ++i) {
-      for (int j = 0; j < columns; ++j) db[j] += ds[i * ld + j];
+      for (int j = 0; j < columns; ++j) lanes[(i - whole) * columns + j] += ds[i * ld + j];
     }
+    for (int half = W / 2; half > 0; half /= 2) {
+      for (int j = 0; j < half * columns; ++j) lanes[j] += lanes[half * columns + j];
+    }
+    for (int j = 0; j < columns; ++j) db[j] += lanes[j];
   }
 }
 
