@@ -73,31 +73,36 @@ def test_plain_torch_holds_half_as_much_in_16_bits() -> None:
     assert 2 * halves == allocated(pass_of(network, "eager"))[0]
 
 
-@pytest.mark.skipif("avx2" not in pyperc._C.isas(), reason="the processor has no AVX2")
-@pytest.mark.parametrize(("batch", "sizes"), [(512, (1024,) * 2), (64, (1024,) * 4), (128, (768,) * 4)], ids=str)
-def test_short_batches_through_wide_layers_with_avx2(batch: int, sizes: tuple[int, ...]) -> None:
-    """x and ds are packed in blocks of the batch that fit into what each thread keeps."""
-    torch.set_num_threads(2)
-    with instruction_set("avx2"):
-        for needs_dx in (True, False):
-            ours, plain = (allocated(pass_of(Network(batch, sizes), who, needs_dx))[0] for who in ("pyperc", "eager"))
-            assert ours <= 1.005 * plain
-
-
-@pytest.mark.skipif("avx2" not in pyperc._C.isas(), reason="the processor has no AVX2")
+@pytest.mark.parametrize("vectors", ["of 64 bytes", "shorter"])
 @pytest.mark.parametrize(
-    ("batch", "sizes"), [(160, (1024,) * 3), (150, (1024, 512, 512)), (240, (2048, 640)), (64, (1024,) * 4)], ids=str
+    ("batch", "sizes"),
+    [
+        (64, (1024,) * 4),
+        (128, (768,) * 4),
+        (160, (1024,) * 3),
+        (150, (1024, 512, 512)),
+        (240, (2048, 640)),
+        (256, (1024,) * 4),
+        (512, (1024,) * 2),
+        (1024, (1024,) * 2),
+        (700, (2048, 1500)),
+    ],
+    ids=str,
 )
-def test_short_batches_need_no_threshold(batch: int, sizes: tuple[int, ...]) -> None:
-    """By the thresholds of wider vectors, which pack all of x at once where that takes fewer blocks of the batch."""
+def test_x_and_ds_are_packed_within_what_each_thread_keeps(batch: int, sizes: tuple[int, ...], vectors: str) -> None:
+    """By the thresholds for vectors of both lengths, whatever this processor has."""
     torch.set_num_threads(2)
-    with instruction_set("avx2"):
-        pyperc._C.set_thresholds({"scratch_bytes": 1 << 30, "in_place_bytes": 3072, "block_bytes": 1 << 19})
+    isa = "avx2" if "avx2" in pyperc._C.isas() else "scalar"
+    with instruction_set(isa):
+        if vectors == "of 64 bytes":
+            pyperc._C.set_thresholds({"in_place_bytes": 3072, "block_bytes": 1 << 19})
         try:
-            ours, plain = (allocated(pass_of(Network(batch, sizes), who, False))[0] for who in ("pyperc", "eager"))
+            for needs_dx in (True, False):
+                network = Network(batch, sizes)
+                ours, plain = (allocated(pass_of(network, who, needs_dx))[0] for who in ("pyperc", "eager"))
+                assert ours <= 1.005 * plain, f"dx {needs_dx}"
         finally:
             pyperc._C.reset_thresholds()
-    assert ours <= 1.005 * plain
 
 
 def test_inference_of_a_long_batch_holds_some_of_its_rows_between_layers() -> None:

@@ -111,10 +111,11 @@ def test_wide_networks_take_blocks_of_every_dimension(isa: str) -> None:
         check(draw([530, 1024, 260], 600, named("relu"), torch.float32))
 
 
+@pytest.mark.parametrize("out", [20, 95])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_a_forward_pass_in_pieces(isa: str, activation: str) -> None:
-    """One weight packed at a time, while what nobody keeps waits for all of the batch."""
-    model = pyperc.MLP([40, 70, 33, 90, 20], activation=activation)
+def test_a_forward_pass_in_pieces(isa: str, activation: str, out: int) -> None:
+    """One weight packed at a time, while what nobody keeps waits for all of the batch; a wide output has room for it."""
+    model = pyperc.MLP([40, 70, 33, 90, out], activation=activation)
     x = torch.randn(150, 40)
     with torch.no_grad():
         want = model(x)
@@ -124,10 +125,11 @@ def test_a_forward_pass_in_pieces(isa: str, activation: str) -> None:
 
 
 @EVERY_DTYPE
+@pytest.mark.parametrize("out", [20, 95])
 @pytest.mark.parametrize("split", ["rows", "columns"])
-def test_a_forward_pass_in_blocks_of_rows(isa: str, dtype: torch.dtype, split: str) -> None:
+def test_a_forward_pass_in_blocks_of_rows(isa: str, dtype: torch.dtype, split: str, out: int) -> None:
     """The rows of a block go through all layers before the next."""
-    net = draw([40, 70, 33, 90, 20], 150, named("tanh"), dtype)
+    net = draw([40, 70, 33, 90, out], 150, named("tanh"), dtype)
     shared = {"rows_per_thread": FAR} if split == "columns" else {"columns_bytes": -1, "rows_per_thread": 0}
     _C.set_thresholds({"parallel_flops": 1, "packed_bytes": -FAR, "chunk_bytes": 1, **shared})
     for threads, rows in itertools.product((1, 2, 3), (1, 31, 75, 149)):
@@ -168,7 +170,7 @@ def test_what_threads_share_out(batch: int, sizes: list[int], shared: str) -> No
 
 @pytest.mark.parametrize("split", ["dw summed by rows", "by layers"])
 def test_a_thread_with_a_small_stack(isa: str, split: str) -> None:
-    """What is packed for a backward pass is up to 256 KB a thread."""
+    """What is packed for a backward pass is up to 768 KB a thread."""
     torch.set_num_threads(1)
     _C.set_thresholds({"wide_bytes": 0 if split == "by layers" else FAR, "gradient_rows": 0, "dw_percent": FAR})
     failed: list[BaseException] = []

@@ -214,15 +214,14 @@ class BackwardRun {
       blocks = whole.panel ? run.packed_blocks(m) : 1;
       const int64_t rows_of_a = near ? 0 : std::min(outs, numbers.a_block() / numbers.kc());
       // What is packed has room of its own in fewer columns, for each of which ds is packed again, so that they may not
-      // be very few; and in fewer samples, where sums wait in dw. A short batch needs no fewer samples to fit into what
-      // each thread keeps.
-      constexpr int64_t LEAST = 96, FEW = 256, KEPT = (THREAD_MEMORY - 16 * 1024) / static_cast<int64_t>(sizeof(E));
+      // be very few; and in fewer samples, where sums wait in dw. A short batch needs no fewer samples.
+      constexpr int64_t LEAST = 96, FEW = 512, NEAR = 128 * 1024;
       const auto packed = [&](int64_t n) { return (m + blocks - 1) / blocks * (rows_of_a + n); };
-      const bool is_short = !descends && packed(FEW) <= KEPT;
       const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
+      const bool is_short = !descends && packed(FEW) <= limit;
       // Rounded as it is packed, so that fewer columns never take more room.
       const int64_t all = packed(whole.panel ? (columns + unit - 1) / unit * unit : 0);
-      if (is_short ? all > std::min(limit, KEPT) : !near && all > limit) {
+      if (all > limit && (is_short || !near)) {
         if (descends) {
           at_most(std::max(LEAST, limit * blocks / m - rows_of_a), 1);
         } else {
@@ -235,7 +234,7 @@ class BackwardRun {
       // A block of ds that stays in the cache may be read again and again, for few columns each.
       const int64_t bytes_of_x = samples * static_cast<int64_t>(sizeof(E));
       const bool stays = near && outs * bytes_of_x <= thresholds().chunk_bytes / 2;
-      if (whole.panel && stays) at_most(THREAD_MEMORY / 2, bytes_of_x);
+      if (whole.panel && stays) at_most(NEAR, bytes_of_x);
       if (descends && (blocks > 1 || m > numbers.kc())) {
         at_most(run.plan_.block_bytes, outs * static_cast<int64_t>(sizeof(T)));
         sums = {arena.take<T>(outs * columns), columns, 1};

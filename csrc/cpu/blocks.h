@@ -25,8 +25,8 @@ struct Blocks {
 
   // Of a product of m rows, n columns and k operands. `reads_a`: a lies in operands already.
   Blocks(const Tile& tile, int64_t kc, int64_t m, int64_t n, int64_t k, bool reads_a) {
-    // A sum that waits is read and written once for each block of the depth: 128 multiply-adds take longer than that.
-    constexpr int64_t UNSPLIT = 192, DEPTH = 128, PADDING = 32;
+    // A sum that waits is read and written once for each block of the depth: 192 multiply-adds take longer than that.
+    constexpr int64_t UNSPLIT = 288, DEPTH = 192, PADDING = 32;
     panel = tile.vectors(m) * tile.width;
     int64_t room = THREAD_MEMORY / static_cast<int64_t>(sizeof(float)) - 3 * PADDING;
     if (reads_a && k <= kc && k * panel <= room) {

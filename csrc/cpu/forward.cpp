@@ -29,36 +29,36 @@ class ForwardRun {
     }
     // Layers whose weights are packed together: as many as there is room for, and where columns are shared, one.
     int64_t bytes = 0;
-    int waiting = 0;
+    std::vector<int> waiting;
     for (int l = 0; l < pass.depth; ++l) {
       bytes += layers_[l].room * static_cast<int64_t>(sizeof(E));
       const int64_t next = l + 1 < pass.depth ? layers_[l + 1].room * static_cast<int64_t>(sizeof(E)) : 0;
       layers_[l].ends = l + 1 == pass.depth || by_columns() || bytes + next > most;
       if (layers_[l].ends) bytes = 0;
       // x that nobody keeps has to wait while the weights of the next layers are packed, or others make its columns.
-      if (layers_[l].ends && l + 1 < pass.depth && !pass.layers[l].x.data) {
-        layers_[l].waits = waiting++ % 2;
-        Matrix<S>& room = waiting_[layers_[l].waits];
-        room.rs = std::max(room.rs, padded(pass.layers[l].spec.out, sizeof(S)));
-      }
+      if (layers_[l].ends && l + 1 < pass.depth && !pass.layers[l].x.data) waiting.push_back(l);
     }
-    if (waiting) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
+    lay_out_waiting(waiting);
+    if (!waiting.empty()) blocks_ = std::max<int64_t>(1, pass.batch / plan.rows_at_once);
     for (int l = 0; l < pass.depth; ++l) {
       const int64_t k = operands<E>(pass.layers[l].spec.in);
       if (!in_place(l)) widest_[buffer(l)] = std::max(widest_[buffer(l)], padded(k, sizeof(E)));
       if (!DIRECT && !dots(l) && k > numbers.kc())
         ld_sums_ = std::max(ld_sums_, padded(layers_[l].columns, sizeof(Sum<E>)));
     }
-    // Rows that are widened fit into half of what a thread keeps: more would be noticed beside plain torch.
+    // Rows that are widened stay in the second-level cache, and within what a thread keeps.
     const int64_t row = (widest_[0] + widest_[1] + widest_[2]) * static_cast<int64_t>(sizeof(E)) +
                         ld_sums_ * static_cast<int64_t>(sizeof(Sum<E>));
-    constexpr int64_t MOST = THREAD_MEMORY / 2;
+    constexpr int64_t MOST = 128 * 1024;
     if (!DIRECT && row > 0) chunk_ = std::min(chunk_, std::max<int64_t>(numbers.tile().mr, MOST / row));
   }
 
   void operator()(const Parallel& parallel, Memory& memory) {
     const Workspace workspace(
         memory, [&](Arena& arena) { lay_out(arena); }, [&] { return left_of_thread_memory(chunk_size_); });
+    const Workspace waiting(
+        memory, [&](Arena& arena) { make_room_to_wait(arena); },
+        [&] { return left_of_thread_memory(chunk_size_ + workspace.kept()); });
     if constexpr (!DIRECT) {
       for (int l = 0; l < pass_.depth; ++l) {
         const ForwardLayer<S>& layer = pass_.layers[l];
@@ -67,6 +67,7 @@ class ForwardRun {
     }
     for (int64_t q = 0; q < blocks_; ++q) {
       rows_ = part(pass_.batch, 1, q, blocks_);
+      if (output_waits_) waiting_[1].data = output().data + rows_.begin * output().rs;
       block_of_rows(parallel);
     }
   }
@@ -139,6 +140,26 @@ class ForwardRun {
     }
   }
 
+  // Two buffers in turn. The output is the second, as the last x that waits is in the first, if it has room, and its
+  // rows do not lie on the same cache sets.
+  void lay_out_waiting(const std::vector<int>& waiting) {
+    output_waits_ = waiting.size() > 1 && output().rs * static_cast<int64_t>(sizeof(S)) % 4096 != 0;
+    for (size_t i = 0; i < waiting.size(); ++i) {
+      Layer& layer = layers_[waiting[i]];
+      layer.waits = static_cast<int>((waiting.size() - 1 - i) % 2);
+      Matrix<S>& room = waiting_[layer.waits];
+      room.rs = std::max(room.rs, padded(pass_.layers[waiting[i]].spec.out, sizeof(S)));
+      output_waits_ = output_waits_ && (layer.waits == 0 || pass_.layers[waiting[i]].spec.out <= output().rs);
+    }
+    if (output_waits_) waiting_[1].rs = output().rs;
+  }
+  void make_room_to_wait(Arena& arena) {
+    const int64_t most = (pass_.batch + blocks_ - 1) / blocks_;
+    waiting_[0].data = arena.take<S>(most * waiting_[0].rs);
+    if (!output_waits_) waiting_[1].data = arena.take<S>(most * waiting_[1].rs);
+  }
+  const Matrix<S>& output() const { return pass_.layers[pass_.depth - 1].x; }
+
   int segment_end(int first) const {
     while (!layers_[first].ends) ++first;
     return first + 1;
@@ -159,8 +180,6 @@ class ForwardRun {
       taken = layer.ends ? 0 : taken + layer.room;
       if (!DIRECT && pass_.layers[l].b) layer.bias = arena.take<Sum<E>>(pass_.layers[l].spec.out);
     }
-    const int64_t most = (pass_.batch + blocks_ - 1) / blocks_;
-    for (Matrix<S>& room : waiting_) room.data = arena.take<S>(most * room.rs);
     Arena count = Arena::counting();
     (void)Chunk(*this, count);
     chunk_size_ = count.used();
@@ -259,7 +278,8 @@ class ForwardRun {
   };
   std::vector<Layer> layers_;
   Matrix<S> waiting_[2] = {{nullptr, 0, 1}, {nullptr, 0, 1}};
-  int64_t packed_ = 0;  // room for the packed weights of a segment; of each thread, where columns are shared
+  bool output_waits_ = false;  // the second of them is the output
+  int64_t packed_ = 0;         // room for the packed weights of a segment; of each thread, where columns are shared
   int64_t widest_[3] = {0, 0, 0}, ld_sums_ = 0;  // of a chunk
   char* chunks_ = nullptr;                       // null: in what each thread keeps
   size_t chunk_size_ = 0;

@@ -53,8 +53,8 @@ enum class Pass { Forward, Backward };
 // product_bytes      the same of a backward product, at most, where there is room for more: dx of 4096 cubed runs at
 //                    86% of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
 // scratch_bytes      of x and ds that a thread packs at once for dw, where it packs both: what each thread keeps, as
-//                    all at once would hold more than plain torch. Zen 3, 512 x 512 on 512 samples: 80% of the peak,
-//                    83% all at once, 56% in place. Up to some 160 samples fit there anyway.
+//                    all at once would hold more than plain torch and take no less time: as long for squares of 512
+//                    and 1024 (Zen 3), 1.1 times for 2048 and 4096.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // rows_at_once       of a batch, at least, that go through all layers before the next, where hidden x that nobody keeps
@@ -72,26 +72,26 @@ enum class Pass { Forward, Backward };
 // dw_percent         of a layer's activations that the threads' own dw may take: plain torch's peak leaves no more.
 // packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
 //                    goes forward in two pieces and stays at plain torch's peak. Of ds that all layers keep (Tiles).
-#define PYPERC_THRESHOLDS(X)             \
-  X(parallel_flops, 800000, 800000)      \
-  X(columns_bytes, 1 << 20, 1 << 20)     \
-  X(rows_per_thread, 6, 6)               \
-  X(gradient_rows, 128, 128)             \
-  X(chunk_bytes, 512 * 1024, 512 * 1024) \
-  X(weight_bytes, 1 << 20, 1 << 20)      \
-  X(block_bytes, 512 * 1024, 256 * 1024) \
-  X(product_bytes, 4 << 20, 4 << 20)     \
-  X(scratch_bytes, 1 << 30, 240 * 1024)  \
-  X(least_chunk, 224, 224)               \
-  X(most_chunk, 384, 384)                \
-  X(rows_at_once, 2048, 2048)            \
-  X(wide_bytes, 3 * 1024, 3 * 1024)      \
-  X(in_place_bytes, 3 * 1024, 512)       \
-  X(dot_rows, 4, 4)                      \
-  X(dot_most, 24, 24)                    \
-  X(dot_terms, 16, 16)                   \
-  X(few_rows, 8, 8)                      \
-  X(dw_percent, 100, 100)                \
+#define PYPERC_THRESHOLDS(X)                 \
+  X(parallel_flops, 800000, 800000)          \
+  X(columns_bytes, 1 << 20, 1 << 20)         \
+  X(rows_per_thread, 6, 6)                   \
+  X(gradient_rows, 128, 128)                 \
+  X(chunk_bytes, 512 * 1024, 512 * 1024)     \
+  X(weight_bytes, 1 << 20, 1 << 20)          \
+  X(block_bytes, 512 * 1024, 256 * 1024)     \
+  X(product_bytes, 4 << 20, 4 << 20)         \
+  X(scratch_bytes, 752 * 1024, 752 * 1024) \
+  X(least_chunk, 224, 224)                   \
+  X(most_chunk, 384, 384)                    \
+  X(rows_at_once, 2048, 2048)                \
+  X(wide_bytes, 3 * 1024, 3 * 1024)          \
+  X(in_place_bytes, 3 * 1024, 512)           \
+  X(dot_rows, 4, 4)                          \
+  X(dot_most, 24, 24)                        \
+  X(dot_terms, 16, 16)                       \
+  X(few_rows, 8, 8)                          \
+  X(dw_percent, 100, 100)                    \
   X(packed_bytes, 64 * 1024, 64 * 1024)
 
 struct Thresholds {
