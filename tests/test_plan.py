@@ -114,7 +114,7 @@ def test_wide_networks_take_blocks_of_every_dimension(isa: str) -> None:
 @pytest.mark.parametrize("out", [20, 95])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_a_forward_pass_in_pieces(isa: str, activation: str, out: int) -> None:
-    """One weight packed at a time, while what nobody keeps waits for all of the batch; a wide output has room for it."""
+    """One weight packed at a time, while what nobody keeps waits for the batch; a wide output has room for it."""
     model = pyperc.MLP([40, 70, 33, 90, out], activation=activation)
     x = torch.randn(150, 40)
     with torch.no_grad():
