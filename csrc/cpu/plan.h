@@ -72,26 +72,26 @@ enum class Pass { Forward, Backward };
 // dw_percent         of a layer's activations that the threads' own dw may take: plain torch's peak leaves no more.
 // packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
 //                    goes forward in two pieces and stays at plain torch's peak. Of ds that all layers keep (Tiles).
-#define PYPERC_THRESHOLDS(X)                 \
-  X(parallel_flops, 800000, 800000)          \
-  X(columns_bytes, 1 << 20, 1 << 20)         \
-  X(rows_per_thread, 6, 6)                   \
-  X(gradient_rows, 128, 128)                 \
-  X(chunk_bytes, 512 * 1024, 512 * 1024)     \
-  X(weight_bytes, 1 << 20, 1 << 20)          \
-  X(block_bytes, 512 * 1024, 256 * 1024)     \
-  X(product_bytes, 4 << 20, 4 << 20)         \
-  X(scratch_bytes, 752 * 1024, 752 * 1024) \
-  X(least_chunk, 224, 224)                   \
-  X(most_chunk, 384, 384)                    \
-  X(rows_at_once, 2048, 2048)                \
-  X(wide_bytes, 3 * 1024, 3 * 1024)          \
-  X(in_place_bytes, 3 * 1024, 512)           \
-  X(dot_rows, 4, 4)                          \
-  X(dot_most, 24, 24)                        \
-  X(dot_terms, 16, 16)                       \
-  X(few_rows, 8, 8)                          \
-  X(dw_percent, 100, 100)                    \
+#define PYPERC_THRESHOLDS(X)               \
+  X(parallel_flops, 800000, 800000)        \
+  X(columns_bytes, 1 << 20, 1 << 20)       \
+  X(rows_per_thread, 6, 6)                 \
+  X(gradient_rows, 128, 128)               \
+  X(chunk_bytes, 512 * 1024, 512 * 1024)   \
+  X(weight_bytes, 1 << 20, 1 << 20)        \
+  X(block_bytes, 512 * 1024, 256 * 1024)   \
+  X(product_bytes, 4 << 20, 4 << 20)       \
+  X(scratch_bytes, 624 * 1024, 624 * 1024) \
+  X(least_chunk, 224, 224)                 \
+  X(most_chunk, 384, 384)                  \
+  X(rows_at_once, 2048, 2048)              \
+  X(wide_bytes, 3 * 1024, 3 * 1024)        \
+  X(in_place_bytes, 3 * 1024, 512)         \
+  X(dot_rows, 4, 4)                        \
+  X(dot_most, 24, 24)                      \
+  X(dot_terms, 16, 16)                     \
+  X(few_rows, 8, 8)                        \
+  X(dw_percent, 100, 100)                  \
   X(packed_bytes, 64 * 1024, 64 * 1024)
 
 struct Thresholds {
