@@ -170,7 +170,7 @@ def test_what_threads_share_out(batch: int, sizes: list[int], shared: str) -> No
 
 @pytest.mark.parametrize("split", ["dw summed by rows", "by layers"])
 def test_a_thread_with_a_small_stack(isa: str, split: str) -> None:
-    """What is packed for a backward pass is up to 640 KB a thread."""
+    """What is packed for a backward pass is up to 512 KB a thread."""
     torch.set_num_threads(1)
     _C.set_thresholds({"wide_bytes": 0 if split == "by layers" else FAR, "gradient_rows": 0, "dw_percent": FAR})
     failed: list[BaseException] = []

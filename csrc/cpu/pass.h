@@ -30,10 +30,10 @@ class Arena {
 };
 
 // Memory that each thread keeps, for what no two passes need at once: fresh memory costs its page faults, and none
-// where nobody writes. With 256 KB ds^T x of 1024 and 2048 cubed takes 1.05 to 1.2 times as long (Zen 3); with
-// 1 MB the process would hold more than beside plain torch, whose BLAS keeps about as much. Not on the stack, of which
-// another thread than the first may have little.
-constexpr size_t THREAD_MEMORY = 640 * 1024;
+// where nobody writes. With 256 KB ds^T x of 512 to 2048 cubed takes 1.04 to 1.1 times as long (Zen 3), with
+// 1 MB no less; from 768 KB on a process holds more than beside plain torch, whose BLAS keeps about as much. Not on the
+// stack, of which another thread than the first may have little.
+constexpr size_t THREAD_MEMORY = 512 * 1024;
 inline char* thread_memory() {
   struct alignas(64) Block {
     char memory[THREAD_MEMORY];

@@ -81,7 +81,7 @@ enum class Pass { Forward, Backward };
   X(weight_bytes, 1 << 20, 1 << 20)        \
   X(block_bytes, 512 * 1024, 256 * 1024)   \
   X(product_bytes, 4 << 20, 4 << 20)       \
-  X(scratch_bytes, 624 * 1024, 624 * 1024) \
+  X(scratch_bytes, 496 * 1024, 496 * 1024) \
   X(least_chunk, 224, 224)                 \
   X(most_chunk, 384, 384)                  \
   X(rows_at_once, 2048, 2048)              \

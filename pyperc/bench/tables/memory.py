@@ -5,7 +5,7 @@ Two figures, since neither sees everything:
 - allocated: the largest sum of what torch's allocator has handed out and not yet got back, from the memory events of
   torch.profiler, over the first forward and backward of a fresh thread, which would have to allocate what a thread
   keeps. pyperc's workspaces come from that allocator. What MKL and oneDNN allocate for themselves is not seen, nor the
-  640 KB that each thread keeps for pyperc's passes.
+  512 KB that each thread keeps for pyperc's passes.
 - resident: the growth of the process's peak resident memory (VmHWM of Linux, set back before), which sees everything,
   in pages. The allocator of the C library is told to give freed blocks back at once.
 
@@ -155,7 +155,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
     if records:
         found.notes.append(
             "Allocated: from torch's allocator, by torch.profiler's memory events, over the first call of a fresh "
-            "thread: pyperc's workspaces are counted, what MKL keeps for itself is not, nor the 640 KB that a thread "
+            "thread: pyperc's workspaces are counted, what MKL keeps for itself is not, nor the 512 KB that a thread "
             "keeps for pyperc's passes. Resident: growth of the process's peak resident memory, which sees "
             "everything. Kept: the workspace of torch's allocator that stays for the thread's next call."
         )
