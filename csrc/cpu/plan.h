@@ -53,8 +53,8 @@ enum class Pass { Forward, Backward };
 // product_bytes      the same of a backward product, at most, where there is room for more: dx of 4096 cubed runs at
 //                    86% of the peak with 4 or 8 MB, at 84% with 2 or 16 MB.
 // scratch_bytes      of x and ds that a thread packs at once for dw, where it packs both: what each thread keeps, as
-//                    all at once would hold more than plain torch and take no less time: as long for squares of 512
-//                    and 1024 (Zen 3), 1.1 times for 2048 and 4096.
+//                    all at once would hold more than plain torch and take no less time: as long as with 1 MB for
+//                    squares of 512 and 1024 (Zen 3), 1.1 times for 2048 and 4096.
 // least_chunk        rows: 2048 cubed runs at 226 GF/s a core with 224, at 213 with 112, as weights stream per chunk.
 // most_chunk         rows: more only lengthen the way from one layer to the next.
 // rows_at_once       of a batch, at least, that go through all layers before the next, where hidden x that nobody keeps
