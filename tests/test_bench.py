@@ -272,7 +272,7 @@ def test_tune_prints_its_table_beside_the_constants(capsys):
     now = _C.thresholds()["parallel_flops"]
     assert re.search(rf"flops of each thread from which another one pays +parallel_flops +{now} ", printed)
     assert "rows of a chunk" in printed
-    assert "dw_percent is chosen for memory" in " ".join(printed.split())
+    assert "peak_percent is chosen for memory" in " ".join(printed.split())
 
 
 def test_a_run_in_pieces_measures_every_case_once(capsys, tmp_path):

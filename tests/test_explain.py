@@ -59,8 +59,10 @@ def test_each_fused_layer_has_its_plan() -> None:
 def forced(values: Mapping[str, int]) -> Iterator[None]:
     before = _C.thresholds()
     _C.set_thresholds(dict(values))
-    yield
-    _C.set_thresholds(before)
+    try:
+        yield
+    finally:
+        _C.set_thresholds(before)
 
 
 def backward(model: nn.Module, *inputs: Tensor) -> list[Any]:
@@ -132,19 +134,33 @@ def test_backward_may_take_more_threads_than_forward() -> None:
     assert (layer.threads, layer.backward.threads) == (1, 2)
 
 
-def test_who_sums_no_dw_by_rows() -> None:
-    """16 bits, and networks without activations between their layers."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_16_bits_sum_no_dw_by_rows(dtype: torch.dtype) -> None:
     with forced(PATHS["threads share rows, dw summed by rows"]):
-        for sizes, activation, dtype, split in (
-            ([20, 33, 7], "relu", torch.float32, "rows"),
-            ([20, 33, 7], "relu", torch.float64, "rows"),
-            ([20, 33, 7], "relu", torch.bfloat16, "layers"),
-            ([20, 33, 7], "relu", torch.float16, "layers"),
-            ([20, 33, 7], "identity", torch.float32, "layers"),
-            ([20, 7], "identity", torch.float32, "rows"),
-        ):
-            model = pyperc.MLP(sizes, activation, dtype=dtype)
-            assert {way.split for way in backward(model, torch.zeros(70, 20, dtype=dtype))} == {split}
+        ways = backward(pyperc.MLP([20, 33, 7], dtype=dtype), torch.zeros(70, 20, dtype=dtype))
+    assert {way.split for way in ways} == {"rows" if dtype.itemsize >= 4 else "layers"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes", "activation", "needs_dx", "split"),
+    [
+        (4096, [128, 128], "relu", True, "rows"),  # in what the first thread keeps
+        (1024, [512, 512], "relu", True, "layers"),  # plain torch holds y, dw and dx
+        (1024, [512, 512], "relu", False, "layers"),
+        (4096, [256] * 4, "relu", True, "rows"),  # plain torch holds two ds more
+        (1024, [256] * 5, "gelu", True, "rows"),  # ... and an x of each hidden layer
+        (1024, [256] * 5, "identity", True, "layers"),  # ... and no ds
+        (32, [256] * 3, "relu", True, "layers"),  # packed weights of both layers are more than a thread keeps
+        (64, [64] * 4, "relu", True, "tiles"),
+    ],
+    ids=str,
+)
+def test_the_way_backward_that_holds_no_more_than_plain_torch(
+    batch: int, sizes: list[int], activation: str, needs_dx: bool, split: str
+) -> None:
+    torch.set_num_threads(2)
+    x = torch.zeros(batch, sizes[0], requires_grad=needs_dx)
+    assert {way.split for way in backward(pyperc.MLP(sizes, activation), x)} == {split}
 
 
 def test_the_way_backward_does_not_depend_on_what_needs_it() -> None:

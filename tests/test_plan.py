@@ -27,7 +27,7 @@ PATHS = {
         "rows_per_thread": 0,
         "wide_bytes": FAR,
         "gradient_rows": 0,
-        "dw_percent": FAR,
+        "peak_percent": FAR,
     },
     "threads share rows, dw by tiles": {
         "parallel_flops": 1,
@@ -172,7 +172,7 @@ def test_what_threads_share_out(batch: int, sizes: list[int], shared: str) -> No
 def test_a_thread_with_a_small_stack(isa: str, split: str) -> None:
     """What is packed for a backward pass is up to 512 KB a thread."""
     torch.set_num_threads(1)
-    _C.set_thresholds({"wide_bytes": 0 if split == "by layers" else FAR, "gradient_rows": 0, "dw_percent": FAR})
+    _C.set_thresholds({"wide_bytes": 0 if split == "by layers" else FAR, "gradient_rows": 0, "peak_percent": FAR})
     failed: list[BaseException] = []
 
     def run() -> None:

@@ -257,6 +257,13 @@ enum class Activation : int {
 #undef X
 };
 
+constexpr Saved saved_of(Activation activation) {
+#define X(A) A::saved,
+  constexpr Saved saved[] = {PYPERC_ACTIVATIONS(X)};
+#undef X
+  return saved[static_cast<int>(activation)];
+}
+
 #define X(A) +1
 inline constexpr int ACTIVATION_COUNT = 0 PYPERC_ACTIVATIONS(X);
 #undef X

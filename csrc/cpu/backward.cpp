@@ -20,7 +20,7 @@ class BackwardRun {
       : numbers_(numbers),
         plan_(plan),
         pass_(pass),
-        split_(gradient_split<S>(plan, pass.depth, [&](int l) { return pass.layers[l].spec.activation; })),
+        split_(split_of(numbers, plan, pass)),
         weights_(pass.depth),
         ds_(pass.depth),
         dw_(pass.depth),
@@ -31,7 +31,7 @@ class BackwardRun {
       if (pass.layers[l].wants_dw || pass.layers[l].db) lowest_ = std::min(lowest_, l);
     }
     // Where dx comes before dw, ds may not take the place of what dw still reads.
-    if (split_ != GradientSplit::Tiles && !descends_in_chain()) {
+    if (split_ != GradientSplit::Tiles && !is_alone()) {
       for (int l = lowest_; l < pass.depth; ++l) ds_[l] = pass.layers[l].ds;
     }
     const BackwardLayer<S>& last = pass.layers[pass.depth - 1];
@@ -50,13 +50,20 @@ class BackwardRun {
   }
 
  private:
+  static GradientSplit split_of(const Numbers<S, E>& numbers, const Plan& plan, const Backward<S>& pass) {
+    if (plan.gradient == GradientSplit::Layers) return plan.gradient;
+    std::vector<LayerSpec> layers(pass.depth);
+    for (int l = 0; l < pass.depth; ++l) layers[l] = pass.layers[l].spec;
+    return gradient_split(plan, numbers.tile(), sizeof(S), pass.batch, pass.wants_dx, layers);
+  }
   // Whether w(l) is updated by the tiles of dw(l): not where dw is a sum of several, nor where others still read w
   // then.
   bool descends(int l) const {
-    return DIRECT && pass_.layers[l].descent && (split_ != GradientSplit::Rows || descends_in_chain()) &&
+    return DIRECT && pass_.layers[l].descent && (split_ != GradientSplit::Rows || is_alone()) &&
            (split_ != GradientSplit::Layers || !has_product(l) || (l > 0 && owns_columns(l)));
   }
-  bool descends_in_chain() const {
+  // Whether one thread goes through all layers once: it makes each dw when it is there.
+  bool is_alone() const {
     return DIRECT && split_ == GradientSplit::Rows && plan_.threads == 1 && pass_.batch <= plan_.chunk;
   }
   // Where dw(l) goes: where it is wanted, or to a buffer from which w(l) is updated.
@@ -217,7 +224,7 @@ class BackwardRun {
       // be very few; and in fewer samples, where sums wait in dw. A short batch needs no fewer samples.
       constexpr int64_t LEAST = 96, FEW = 512, NEAR = 128 * 1024;
       const auto packed = [&](int64_t n) { return (m + blocks - 1) / blocks * (rows_of_a + n); };
-      const int64_t limit = thresholds().scratch_bytes / static_cast<int64_t>(sizeof(E));
+      const int64_t limit = std::min(thresholds().scratch_bytes, run.most_scratch_) / static_cast<int64_t>(sizeof(E));
       const bool is_short = !descends && packed(FEW) <= limit;
       // Rounded as it is packed, so that fewer columns never take more room.
       const int64_t all = packed(whole.panel ? (columns + unit - 1) / unit * unit : 0);
@@ -371,10 +378,10 @@ class BackwardRun {
   void by_rows(const Parallel& parallel, Memory& memory) {
     const int64_t threads = plan_.threads;
     const bool sums_dw = split_ == GradientSplit::Rows;
-    for (int l = pass_.depth - 1; l >= lowest_; --l) {
-      if (has_dw(l) && !pass_.layers[l].descent) memory.begin(l);
+    if (!is_alone()) {
+      for (int l = pass_.depth - 1; l >= lowest_; --l) begin_dw(l, memory);
+      if (pass_.wants_dx) memory.begin_dx();
     }
-    if (pass_.wants_dx) memory.begin_dx();
     bool packs = false;
     for (int l = lowest_; l < pass_.depth; ++l) {
       const LayerSpec& spec = pass_.layers[l].spec;
@@ -395,6 +402,9 @@ class BackwardRun {
       }
       ring_size_ = plan_.chunk * widest;
       ring_ = arena.take<S>(threads * 2 * ring_size_);
+      // What the threads share lies in what the first one keeps, where it is little; beside it there is less for x.
+      constexpr int64_t OTHERS = THREAD_MEMORY / 32;
+      if (arena.used() <= MOST_SHARED) most_scratch_ = static_cast<int64_t>(THREAD_MEMORY - arena.used()) - OTHERS;
       lay_out_scratch(arena, [&](auto most) {
         for (int l = lowest_; l < pass_.depth; ++l) {
           const LayerSpec& spec = pass_.layers[l].spec;
@@ -420,12 +430,12 @@ class BackwardRun {
         }
       });
     }
-    run(parallel, threads, [&](int64_t t) { chain(t); });
+    run(parallel, threads, [&](int64_t t) { chain(t, memory); });
     if (!sums_dw) {
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) tile_of_dw(l, t);
       });
-    } else if (!descends_in_chain()) {
+    } else if (!is_alone()) {
       run(parallel, threads, [&](int64_t t) {
         for (int l = lowest_; l < pass_.depth; ++l) {
           if (!has_dw(l)) continue;
@@ -438,9 +448,12 @@ class BackwardRun {
         }
       });
     }
-    for (int l = pass_.depth - 1; l >= lowest_; --l) memory.end(l);
+    for (int l = pass_.depth - 1; !is_alone() && l >= lowest_; --l) memory.end(l);
   }
-  void chain(int64_t t) const {
+  void begin_dw(int l, Memory& memory) const {
+    if (has_dw(l) && !pass_.layers[l].descent) memory.begin(l);
+  }
+  void chain(int64_t t, Memory& memory) const {
     for (int l = lowest_; l < pass_.depth; ++l) clear_db(l, t, {0, pass_.layers[l].spec.out});
     const Range rows = rows_of(t);
     for (int64_t i = rows.begin; i < rows.end; i += plan_.chunk) {
@@ -455,13 +468,18 @@ class BackwardRun {
           with_scratch(
               t, [&](Arena arena) { gradient(l, t, i, m, {{0, spec.out}, {0, spec.in}}, sum, i > rows.begin, arena); });
         };
-        if (!descends_in_chain()) own_gradient();
+        if (!is_alone()) own_gradient();
         if (has_product(l)) {
+          if (is_alone() && l == 0) memory.begin_dx();
           with_scratch(t, [&](Arena arena) {
             product(l, t, i, m, {0, spec.in}, weights_[l], 0, ProductRoom(*this, l, plan_.chunk, spec.in, 0, arena));
           });
         }
-        if (descends_in_chain()) own_gradient();
+        if (is_alone()) {
+          begin_dw(l, memory);
+          own_gradient();
+          memory.end(l);
+        }
       }
     }
   }
@@ -659,6 +677,7 @@ class BackwardRun {
   int64_t ring_size_ = 0;
   char* scratch_ = nullptr;
   size_t scratch_size_ = 0;
+  int64_t most_scratch_ = THREAD_MEMORY;  // of x and ds that are packed for dw
 };
 
 template <class S, class K>

@@ -1,8 +1,6 @@
 // The whole network on the CPU: forward and backward, each one call.
 #pragma once
 
-#include <type_traits>
-
 #include "kernels.h"
 #include "plan.h"
 
@@ -21,18 +19,7 @@ bool reads_rows(const Plan& plan, const LayerSpec& spec, Matrix<const S> w) {
 // is.
 template <class T>
 bool reads_in_place(int64_t m, int64_t k, Matrix<const T> b) {
-  return b.cs == 1 && (std::min(m, k) <= thresholds().few_rows || in_place(b.rs * static_cast<int64_t>(sizeof(T))));
-}
-
-// How a backward pass over S goes by its plan; activation(l) is that of layer l. In 16 bits, by layers: dw of a
-// thread's own rows would take float32. Without activations between layers threads sum no dw of their own: plain torch,
-// which has no ds then, holds less.
-template <class S, class F>
-GradientSplit gradient_split(const Plan& plan, int depth, F activation) {
-  if (!std::is_floating_point_v<S>) return GradientSplit::Layers;
-  bool sums_by_rows = depth == 1;
-  for (int l = 0; l + 1 < depth; ++l) sums_by_rows = sums_by_rows || activation(l) != Activation::Identity;
-  return sums_by_rows || plan.gradient != GradientSplit::Rows ? plan.gradient : GradientSplit::Layers;
+  return b.cs == 1 && reads_in_place(m, k, b.rs * static_cast<int64_t>(sizeof(T)));
 }
 
 // x(l) = f(x(l-1) w(l)^T + b(l)) for all layers. The strides of pass.x are arbitrary; x(l) and s(l) have unit column

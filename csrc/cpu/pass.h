@@ -34,6 +34,8 @@ class Arena {
 // 1 MB no less; from 768 KB on a process holds more than beside plain torch, whose BLAS keeps about as much. Not on the
 // stack, of which another thread than the first may have little.
 constexpr size_t THREAD_MEMORY = 512 * 1024;
+// What the threads of a pass share may take of it, in that of the first, beside what each has for itself.
+constexpr size_t MOST_SHARED = THREAD_MEMORY / 2;
 inline char* thread_memory() {
   struct alignas(64) Block {
     char memory[THREAD_MEMORY];

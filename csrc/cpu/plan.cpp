@@ -2,6 +2,7 @@
 #include "plan.h"
 
 #include "dispatch.h"
+#include "pass.h"
 
 namespace pyperc {
 
@@ -20,6 +21,29 @@ Tables& tables() {
   return both;
 }
 
+// What plain torch holds at once in a backward pass, beside x, y, dy and db, in elements. Forward kept x of each hidden
+// layer, and s where f' is read from it. Then each layer makes dx and dw of ds and x, and the one below ds of dx.
+int64_t held_by_torch(int64_t batch, bool wants_dx, const std::vector<LayerSpec>& layers) {
+  const auto reads = [](const LayerSpec& layer, Saved what) { return saved_of(layer.activation) == what; };
+  const auto has_ds = [](const LayerSpec& layer) { return layer.activation != Activation::Identity; };
+  int64_t kept = 0, dw = 0, most = 0;
+  for (size_t l = 0; l + 1 < layers.size(); ++l) {
+    kept += batch * layers[l].out * (reads(layers[l], Saved::Summation) ? 2 : 1);
+  }
+  for (size_t l = layers.size(); l-- > 0;) {
+    const LayerSpec& layer = layers[l];
+    const int64_t ds = l + 1 < layers.size() || has_ds(layer) ? batch * layer.out : 0, x = batch * layer.in;
+    dw += layer.in * layer.out;
+    most = std::max(most, kept + ds + (l > 0 || wants_dx ? x : 0) + dw);
+    if (l == 0) break;
+    const LayerSpec& below = layers[l - 1];
+    if (!reads(below, Saved::Output)) kept -= x;
+    if (has_ds(below)) most = std::max(most, kept + x + x + dw);
+    if (!reads(below, Saved::Nothing)) kept -= x;
+  }
+  return most;
+}
+
 }  // namespace
 
 Thresholds& thresholds() {
@@ -27,6 +51,42 @@ Thresholds& thresholds() {
   return isa().f32.tile.width >= WIDE ? tables().wide : tables().narrow;
 }
 void reset_thresholds() { tables() = Tables(); }
+
+GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element, int64_t batch, bool wants_dx,
+                             const std::vector<LayerSpec>& layers) {
+  if (plan.gradient == GradientSplit::Layers) return plan.gradient;
+  const auto size = static_cast<int64_t>(element);
+  const LayerSpec& last = layers.back();
+  int64_t hidden = 0, weights = 0, packed = 0, ds = 0, widest = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const LayerSpec& layer = layers[l];
+    weights += layer.in * layer.out;
+    ds += batch * padded(layer.out, element);
+    if (&layer != &last) {
+      hidden += batch * kept_stride(layer.out, element);
+      widest = std::max(widest, padded(layer.out, element));
+    }
+    if ((l > 0 || wants_dx) && !reads_in_place(plan.chunk, layer.out, layer.in * size)) {
+      const int64_t panel = tile.vectors(plan.chunk) * tile.width;
+      packed += (layer.in + panel - 1) / panel * panel * layer.out;
+    }
+  }
+  const auto fits = [&](int64_t shared) { return shared * size <= static_cast<int64_t>(MOST_SHARED); };
+  if (plan.gradient == GradientSplit::Rows) {
+    // ds takes the place of x, but not the last one's, nor that which one thread alone makes before dw.
+    const bool alone = plan.threads == 1 && batch <= plan.chunk;
+    if (!alone) widest = 0;
+    if (last.activation != Activation::Identity) widest = std::max(widest, padded(last.out, element));
+    const int64_t shared = packed + plan.threads * 2 * plan.chunk * widest + (plan.threads - 1) * weights;
+    // Alone it lets go of each layer when it has passed it, as plain torch does.
+    const int64_t plain = held_by_torch(batch, wants_dx, layers);
+    const int64_t all = hidden + weights + (wants_dx ? batch * layers[0].in : 0);
+    const auto held = static_cast<double>((alone ? plain : all) + (fits(shared) ? 0 : shared));
+    const double percent = 100 * held / static_cast<double>(std::max<int64_t>(1, plain));
+    if (percent <= static_cast<double>(thresholds().peak_percent)) return GradientSplit::Rows;
+  }
+  return plan.threads > 1 && plan.keeps_ds && fits(packed + ds) ? GradientSplit::Tiles : GradientSplit::Layers;
+}
 
 bool in_place(int64_t bytes) {
   // Rows a multiple of this apart fall on the same sets of the first-level cache.
@@ -40,6 +100,12 @@ int64_t padded(int64_t columns, size_t element) {
   const int64_t whole = (columns + line - 1) / line * line;
   const int64_t bytes = whole * static_cast<int64_t>(element);
   return bytes >= 1024 && bytes % 1024 == 0 ? whole + line : whole;
+}
+
+int64_t kept_stride(int64_t columns, size_t element) {
+  const auto line = static_cast<int64_t>(64 / element);
+  const int64_t bytes = columns * static_cast<int64_t>(element), period = thresholds().pad_bytes;
+  return period > 0 && bytes > 0 && bytes % period == 0 ? columns + line : columns;
 }
 
 Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const int64_t* sizes, int depth,
@@ -82,15 +148,14 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   // Beside the kept activations of a step; forward, which does without sums of dw, has more room.
   const int64_t share = layer / ((pass == Pass::Forward ? 2 : 8) * plan.threads);
   plan.block_bytes = std::clamp(share, limits.block_bytes / 2, std::max(limits.block_bytes, share / 4));
-  // A dw for each thread: worth it where adding them up, and keeping them, is little beside the activations.
-  const double all_dw = 100.0 * static_cast<double>(plan.threads * weights);
-  const bool own_dw = batch >= plan.threads * limits.gradient_rows &&
-                      all_dw <= static_cast<double>(limits.dw_percent) * static_cast<double>(batch * widest);
-  const bool keeps_ds = bytes(outputs) <= limits.packed_bytes;
-  if (plan.split == Split::Columns || bytes(widest) >= limits.wide_bytes) {
+  plan.keeps_ds = bytes(outputs) <= limits.packed_bytes;
+  // A dw for each thread is worth it where adding them up is little beside the products.
+  const bool own_dw = batch >= plan.threads * limits.gradient_rows;
+  // In 16 bits it would take float32.
+  if (element < sizeof(float) || plan.split == Split::Columns || bytes(widest) >= limits.wide_bytes) {
     plan.gradient = GradientSplit::Layers;
-  } else if (!own_dw && (plan.threads > 1 || !keeps_ds)) {
-    plan.gradient = keeps_ds ? GradientSplit::Tiles : GradientSplit::Layers;
+  } else if (!own_dw && (plan.threads > 1 || !plan.keeps_ds)) {
+    plan.gradient = plan.keeps_ds ? GradientSplit::Tiles : GradientSplit::Layers;
   }
 
   const int64_t rows = plan.split == Split::Columns ? batch : (batch + plan.threads - 1) / plan.threads;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "kernels.h"
 
@@ -27,6 +28,7 @@ struct Plan {
   int64_t packed_bytes = 0;  // of weights that a forward pass packs at once: of as many layers as fit, but of one
   int64_t rows_at_once = 0;  // at least, of a forward pass whose hidden x waits in buffers
   int64_t block_bytes = 0;   // of a thread's columns that it packs at once, where it packs its own
+  bool keeps_ds = false;     // ds of all layers is little enough for Tiles
 };
 
 enum class Pass { Forward, Backward };
@@ -69,7 +71,11 @@ enum class Pass { Forward, Backward };
 // dot_terms          adding up the lanes takes as long as some terms do: 16 x 1024 -> 1024 takes 102 us against 132
 //                    packed, 32 takes 196 against 200; of width 256 they meet at 16 rows, of 512 at 24.
 // few_rows           up to so many rows a pass over the other operand to pack it does not pay.
-// dw_percent         of a layer's activations that the threads' own dw may take: plain torch's peak leaves no more.
+// pad_bytes          hidden rows of a multiple of this have a line more between them, as they fall on the same sets of a
+//                    cache, where a product reads 14 of them at once, or down its columns in place; 0: none has. With
+//                    in_place_bytes of the wide column, 1024 x [512]*3 forward and backward takes 1.07 times as long
+//                    without, with that of the narrow one as long (Zen 3); of widths from 33 to 300 none gains.
+// peak_percent       of plain torch's peak that a backward pass may hold where threads sum a dw of their own.
 // packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
 //                    goes forward in two pieces and stays at plain torch's peak. Of ds that all layers keep (Tiles).
 #define PYPERC_THRESHOLDS(X)               \
@@ -91,7 +97,8 @@ enum class Pass { Forward, Backward };
   X(dot_most, 24, 24)                      \
   X(dot_terms, 16, 16)                     \
   X(few_rows, 8, 8)                        \
-  X(dw_percent, 100, 100)                  \
+  X(pad_bytes, 1024, 0)                    \
+  X(peak_percent, 100, 100)                \
   X(packed_bytes, 64 * 1024, 64 * 1024)
 
 struct Thresholds {
@@ -110,10 +117,21 @@ void reset_thresholds();
 Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const int64_t* sizes, int depth,
                int threads);
 
+// How a backward pass over these layers goes by its plan: as the plan says where that holds no more at once than plain
+// torch would, and is within reach of what each thread keeps.
+GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element, int64_t batch, bool wants_dx,
+                             const std::vector<LayerSpec>& layers);
+
 // Whether a matrix whose rows lie `bytes` apart is read in place rather than packed.
 bool in_place(int64_t bytes);
+// Whether the right-hand side [k, n] of a product with m rows is, whose rows are contiguous and lie so far apart.
+inline bool reads_in_place(int64_t m, int64_t k, int64_t bytes) {
+  return std::min(m, k) <= thresholds().few_rows || in_place(bytes);
+}
 
 // A row stride for a buffer of our own, so that its rows do not fall on the same cache sets.
 int64_t padded(int64_t columns, size_t element);
+// The same for what a forward pass keeps of a hidden layer, where a line more in each row weighs.
+int64_t kept_stride(int64_t columns, size_t element);
 
 }  // namespace pyperc

@@ -22,9 +22,9 @@ Tensor empty(c10::IntArrayRef sizes, at::ScalarType dtype) {
   return in_large_pages(at::detail::empty_cpu(sizes, dtype));
 }
 
-// A [rows, columns] buffer of our own: its row stride is padded where rows would share cache sets.
+// A [rows, columns] buffer of our own.
 Tensor empty_rows(int64_t rows, int64_t columns, at::ScalarType dtype) {
-  const int64_t ld = padded(columns, c10::elementSize(dtype));
+  const int64_t ld = kept_stride(columns, c10::elementSize(dtype));
   const int64_t sizes[] = {rows, columns}, strides[] = {ld, 1};
   return in_large_pages(at::detail::empty_strided_cpu(sizes, strides, dtype));
 }
@@ -322,8 +322,9 @@ NetworkPlan report_of(const Tensor& x, const Network& network) {
   const int64_t batch = batch_of(x.sizes());
   const std::vector<int64_t> sizes = sizes_of(network.weights);
   const Plan plan = plan_of<T>(Pass::Forward, batch, sizes), back = plan_of<T>(Pass::Backward, batch, sizes);
-  const GradientSplit split =
-      gradient_split<T>(back, static_cast<int>(network.depth()), [&](int l) { return network.chain[l].activation; });
+  std::vector<LayerSpec> specs;
+  for (size_t l = 0; l < network.depth(); ++l) specs.push_back(spec_of(sizes, network.chain, l));
+  const GradientSplit split = gradient_split(back, kernels.tile, sizeof(T), batch, x.requires_grad(), specs);
   constexpr bool HALF = !std::is_floating_point_v<T>;
   int64_t bytes = 0;
   for (const Tensor& w : network.weights) bytes += w.numel() * static_cast<int64_t>(sizeof(T));

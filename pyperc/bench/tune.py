@@ -72,6 +72,10 @@ BLOCKS = [
         tuple(1 << i for i in range(20, 25)),
         Network(4096, (2048,) * 3),
     ),
+    *(
+        Best("bytes of which multiples are kept apart", ("pad_bytes",), (0, 1024, 4096), network)
+        for network in (Network(1024, (512,) * 3), Network(1024, (1024,) * 3))
+    ),
 ]
 
 
@@ -148,17 +152,19 @@ def thresholds() -> list[Threshold]:
             "forward+backward",
             {
                 "shared dw": {**shared, "gradient_rows": NEVER},
-                "own dw": {**shared, "gradient_rows": 0, "dw_percent": NEVER},
+                "own dw": {**shared, "gradient_rows": 0, "peak_percent": NEVER},
             },
         ),
         Threshold(
-            "dw_percent",
-            "percent of a layer's activations from which dw is shared",
-            (25, 50, 100, 200, 400),
-            lambda percent: Network(100 * threads * 3 * 256 // percent, (256,) * 4),
+            "peak_percent",
+            "percent of plain torch's peak, held with a dw for each thread, from which dw is shared",
+            (85, 90, 100, 120, 150, 200),
+            # x of two layers and dx, beside a dw for each thread and packed weights, are so much of what plain torch
+            # holds at dw of the last layer, x of two layers and two ds.
+            lambda percent: Network(256 * (300 * (threads + 1) - percent) // (4 * percent - 300), (256,) * 4),
             "forward+backward",
             {
-                "own dw": {**shared, "gradient_rows": 0, "dw_percent": NEVER},
+                "own dw": {**shared, "gradient_rows": 0, "peak_percent": NEVER},
                 "shared dw": {**shared, "gradient_rows": NEVER},
             },
             memory="each thread's own dw is held until all are added",
@@ -170,14 +176,14 @@ def thresholds() -> list[Threshold]:
             lambda size: Network(size, (size // 4,) * 3),
             "forward+backward",
             {
-                "by chunks": {"wide_bytes": NEVER, "gradient_rows": 0, "dw_percent": NEVER},
+                "by chunks": {"wide_bytes": NEVER, "gradient_rows": 0, "peak_percent": NEVER},
                 "by layers": {"wide_bytes": 0},
             },
         ),
         Threshold(
             "packed_bytes",
             "bytes of ds from which the backward pass goes layer by layer",
-            tuple(3 * 4 * 64 * batch for batch in (16, 32, 64, 128, 192, 256, 384)),
+            tuple(3 * 4 * 64 * batch for batch in (16, 32, 64, 128, 192, 256)),
             lambda size: Network(size // (3 * 4 * 64), (64,) * 4),
             "forward+backward",
             # By wide_bytes, as packed_bytes would also change the forward pass.
@@ -352,8 +358,8 @@ def tables(result: dict[str, Any]) -> str:
             ladder.rows.append([str(step["at"]), f"{step['ratio']:.2f}", f"{step['round_trip']:.0f} ns"])
         ladders.append(ladder)
     summary.notes.append(
-        "Up to columns_bytes, dw_percent, packed_bytes, in_place_bytes, dot_rows, dot_most and few_rows inclusive, the "
-        "first way is taken."
+        "Up to columns_bytes, peak_percent, packed_bytes, in_place_bytes, dot_rows, dot_most and few_rows inclusive, "
+        "the first way is taken."
     )
     summary.notes.append(
         f"Threads apart: a cache line's way from one to another and back. Above {FAR_APART:.0f} ns their cores have no "

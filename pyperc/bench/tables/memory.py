@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,22 @@ import torch
 
 import pyperc
 from pyperc.bench.cases import Job, Network, Record, Settings
+from pyperc.bench.tables import mlp
 from pyperc.bench.text import Table, size
 
 NAME = "memory"
-SHAPE = (512, (512,) * 5)
 
 
 def jobs(settings: Settings) -> list[Job]:
-    batch, sizes = (8, (16, 16)) if settings.smoke else SHAPE
-    names = ("gelu",) if settings.smoke else pyperc.activations()
-    return [Job("memory", lambda pace: measure([Network(batch, sizes, name) for name in names]), weight=0, seconds=15)]
+    networks = [Network(8, (16, 16), "gelu")] if settings.smoke else list(measured())
+    return [Job("memory", lambda pace: measure(networks), weight=0, seconds=20)]
+
+
+def measured() -> Iterator[Network]:
+    """Every activation at one shape, and the networks whose times are measured."""
+    for name in pyperc.activations():
+        yield Network(512, (512,) * 5, name)
+    yield from mlp.TRAINED
 
 
 def measure(networks: Sequence[Network]) -> list[Record]:
@@ -147,8 +153,10 @@ def tables(records: Sequence[Record]) -> list[Table]:
         for kind in ("allocated", "resident"):
             if ours[kind] is None or plain[kind] is None:
                 row += ["-", "-", "-"]
+            elif not (ours[kind] and plain[kind]):
+                row += [size(ours[kind]), size(plain[kind]), "-"]
             else:
-                ratio = plain[kind] / max(1, ours[kind])
+                ratio = plain[kind] / ours[kind]
                 more = " (more)" if ratio < 0.995 else ""
                 row += [size(ours[kind]), size(plain[kind]), f"{ratio:.2f}{more}"]
         found.rows.append([*row, size(ours["kept"])])
@@ -157,7 +165,8 @@ def tables(records: Sequence[Record]) -> list[Table]:
             "Allocated: from torch's allocator, by torch.profiler's memory events, over the first call of a fresh "
             "thread: pyperc's workspaces are counted, what MKL keeps for itself is not, nor the 512 KB that a thread "
             "keeps for pyperc's passes. Resident: growth of the process's peak resident memory, which sees "
-            "everything. Kept: the workspace of torch's allocator that stays for the thread's next call."
+            "everything, and of small networks just pages that were not at hand. Kept: the workspace of torch's "
+            "allocator that stays for the thread's next call."
         )
     return [found]
 
