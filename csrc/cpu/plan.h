@@ -71,8 +71,8 @@ enum class Pass { Forward, Backward };
 // dot_terms          adding up the lanes takes as long as some terms do: 16 x 1024 -> 1024 takes 102 us against 132
 //                    packed, 32 takes 196 against 200; of width 256 they meet at 16 rows, of 512 at 24.
 // few_rows           up to so many rows a pass over the other operand to pack it does not pay.
-// pad_bytes          hidden rows of a multiple of this have a line more between them, as they fall on the same sets of a
-//                    cache, where a product reads 14 of them at once, or down its columns in place; 0: none has. With
+// pad_bytes          hidden rows of a multiple of this have a line more between them, as they fall on the same sets of
+//                    a cache, where a product reads 14 of them at once, or down its columns in place; 0: none has. With
 //                    in_place_bytes of the wide column, 1024 x [512]*3 forward and backward takes 1.07 times as long
 //                    without, with that of the narrow one as long (Zen 3); of widths from 33 to 300 none gains.
 // peak_percent       of plain torch's peak that a backward pass may hold where threads sum a dw of their own.
