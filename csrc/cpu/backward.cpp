@@ -87,10 +87,10 @@ class BackwardRun {
   int64_t ld_ds(int l) const { return padded(pass_.layers[l].spec.out, sizeof(S)); }
   Range rows_of(int64_t t) const { return part(pass_.batch, 1, t, plan_.threads); }
 
-  // ds(l) of the rows from i on: kept for the whole batch, or in one of the thread's two buffers in turn.
+  // ds(l) of the rows from i on: kept for the whole batch, or in one of the thread's buffers in turn.
   Matrix<S> ds(int l, int64_t t, int64_t i) const {
     if (ds_[l].data) return {ds_[l].data + i * ds_[l].rs, ds_[l].rs, 1};
-    return {ring_ + (2 * t + l % 2) * ring_size_, ld_ds(l), 1};
+    return {ring_ + (buffers_ * t + l % buffers_) * ring_size_, ld_ds(l), 1};
   }
   Matrix<const S> saved(int l, int64_t i) const { return rows_from(pass_.layers[l].saved, i); }
 
@@ -389,7 +389,7 @@ class BackwardRun {
       packs = packs || weights_[l].panel;
     }
     const auto lay_out = [&](Arena& arena) {
-      int64_t widest = 0;
+      int64_t widest = 0, passing = 0;
       for (int l = lowest_; l < pass_.depth; ++l) {
         const LayerSpec& spec = pass_.layers[l].spec;
         weights_[l].packed = arena.take<E>(weights_[l].room(spec.in));
@@ -398,10 +398,14 @@ class BackwardRun {
         }
         lay_out_dw(l, arena);
         if (sums_dw && has_dw(l)) partial_[l] = arena.take<T>((threads - 1) * spec.out * spec.in);
-        if (sums_dw && !ds_[l].data) widest = std::max(widest, ld_ds(l));
+        if (sums_dw && !ds_[l].data) {
+          widest = std::max(widest, ld_ds(l));
+          ++passing;
+        }
       }
+      buffers_ = passing > 1 ? 2 : 1;
       ring_size_ = plan_.chunk * widest;
-      ring_ = arena.take<S>(threads * 2 * ring_size_);
+      ring_ = arena.take<S>(threads * buffers_ * ring_size_);
       // What the threads share lies in what the first one keeps, where it is little; beside it there is less for x.
       constexpr int64_t OTHERS = THREAD_MEMORY / 32;
       if (arena.used() <= MOST_SHARED) most_scratch_ = static_cast<int64_t>(THREAD_MEMORY - arena.used()) - OTHERS;
@@ -674,7 +678,7 @@ class BackwardRun {
   std::vector<S*> dw_;         // from which w is updated after the whole of it was read
   std::vector<T*> partial_, db_;
   S* ring_ = nullptr;
-  int64_t ring_size_ = 0;
+  int64_t buffers_ = 1, ring_size_ = 0;  // of each thread
   char* scratch_ = nullptr;
   size_t scratch_size_ = 0;
   int64_t most_scratch_ = THREAD_MEMORY;  // of x and ds that are packed for dw

@@ -58,6 +58,7 @@ GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element,
   const auto size = static_cast<int64_t>(element);
   const LayerSpec& last = layers.back();
   int64_t hidden = 0, weights = 0, packed = 0, ds = 0, widest = 0;
+  bool packs_x = false;  // or ds, for dw
   for (size_t l = 0; l < layers.size(); ++l) {
     const LayerSpec& layer = layers[l];
     weights += layer.in * layer.out;
@@ -70,14 +71,19 @@ GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element,
       const int64_t panel = tile.vectors(plan.chunk) * tile.width;
       packed += (layer.in + panel - 1) / panel * panel * layer.out;
     }
+    const bool has_x = l == 0 || saved_of(layers[l - 1].activation) != Saved::Summation;
+    packs_x = packs_x || !has_x || !in_place(layer.in * size) || !in_place(padded(layer.out, element) * size);
   }
-  const auto fits = [&](int64_t shared) { return shared * size <= static_cast<int64_t>(MOST_SHARED); };
+  const auto fits = [&](int64_t shared) {
+    return shared * size <= static_cast<int64_t>(packs_x ? MOST_SHARED : THREAD_MEMORY / 8 * 7);
+  };
   if (plan.gradient == GradientSplit::Rows) {
     // ds takes the place of x, but not the last one's, nor that which one thread alone makes before dw.
     const bool alone = plan.threads == 1 && batch <= plan.chunk;
+    const int64_t buffers = alone && layers.size() > 1 ? 2 : 1;
     if (!alone) widest = 0;
     if (last.activation != Activation::Identity) widest = std::max(widest, padded(last.out, element));
-    const int64_t shared = packed + plan.threads * 2 * plan.chunk * widest + (plan.threads - 1) * weights;
+    const int64_t shared = packed + plan.threads * buffers * plan.chunk * widest + (plan.threads - 1) * weights;
     // Alone it lets go of each layer when it has passed it, as plain torch does.
     const int64_t plain = held_by_torch(batch, wants_dx, layers);
     const int64_t all = hidden + weights + (wants_dx ? batch * layers[0].in : 0);
