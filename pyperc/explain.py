@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pyperc import _C, functional
 from pyperc.activation import chain, describe
@@ -113,7 +114,8 @@ class Explanation:
 def explain(model: nn.Module | TrainStep, *inputs: Any, **keywords: Any) -> Explanation:
     """What runs when `model(*inputs, **keywords)` is called: for each layer of each fused container its path, ISA,
     threads and blocking, or the reason for an ordinary call; and the containers that `pyperc.fuse` would change. Of a
-    native call on the CPU also how its backward pass goes, whether or not anything needs a gradient now.
+    native call on the CPU also how its backward pass goes, whether or not anything needs a gradient now: with dx where
+    its input requires one, or is made within the model.
 
     The model is called once, without gradients and in evaluation mode (restored afterwards), so that neither
     statistics nor random numbers advance. A container that is called several times is explained by its first call; one
@@ -164,13 +166,19 @@ class _Call:
 def _observe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, _Call]:
     """The first call of each fused container, and of each pyperc.Linear that is called as a module."""
     observed: dict[nn.Module, _Call] = {}
+    given = {t.untyped_storage().data_ptr() for t in tree_leaves((inputs, keywords)) if type(t) is torch.Tensor}
+
+    def as_trained(x: Any) -> Any:
+        if type(x) is not torch.Tensor or not x.is_floating_point() or x.untyped_storage().data_ptr() in given:
+            return x
+        return x.detach().requires_grad_()
 
     def observer(container: Sequential, input: Any) -> Any:
         seen = _Call(ordinary_everywhere_because())
         observed.setdefault(container, seen)
 
         def call(x: Any, stretch: Stretch) -> Any:
-            seen.stretches.append((stretch, x))
+            seen.stretches.append((stretch, as_trained(x)))
             return call_native(x, stretch)
 
         if seen.ordinary_because is None:
@@ -179,7 +187,7 @@ def _observe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
 
     def before_linear(linear: nn.Linear, args: tuple[Any, ...]) -> None:
         stretch = Stretch([linear], [linear], (own_activation(linear),))
-        observed.setdefault(linear, _Call(None, [(stretch, args[0])]))
+        observed.setdefault(linear, _Call(None, [(stretch, as_trained(args[0]))]))
 
     with observed_by(observer), torch.no_grad(), ExitStack() as restore:
         for module in model.modules():

@@ -150,7 +150,6 @@ def test_16_bits_sum_no_dw_by_rows(dtype: torch.dtype) -> None:
         (4096, [256] * 4, "relu", True, "rows"),  # plain torch holds two ds more
         (1024, [256] * 5, "gelu", True, "rows"),  # ... and an x of each hidden layer
         (1024, [256] * 5, "identity", True, "layers"),  # ... and no ds
-        (32, [256] * 3, "relu", True, "layers"),  # packed weights of both layers are more than a thread keeps
         (64, [64] * 4, "relu", True, "tiles"),
     ],
     ids=str,
@@ -161,6 +160,25 @@ def test_the_way_backward_that_holds_no_more_than_plain_torch(
     torch.set_num_threads(2)
     x = torch.zeros(batch, sizes[0], requires_grad=needs_dx)
     assert {way.split for way in backward(pyperc.MLP(sizes, activation), x)} == {split}
+
+
+def test_what_is_made_within_the_model_needs_dx() -> None:
+    torch.set_num_threads(2)
+    parts = [pyperc.MLP([256] * 4) for _ in range(2)]
+    x = torch.zeros(1500, 256)
+    with forced({"in_place_bytes": 0}):  # packed weights weigh, by the thresholds of every processor
+        first, *_, last = backward(nn.Sequential(*parts), x)
+        assert first == backward(parts[0], x)[0]
+        assert last == backward(parts[1], x.requires_grad_())[0]
+    assert first != last
+
+
+@pytest.mark.parametrize(("in_place_bytes", "split"), [(0, "layers"), (1024, "tiles")])
+def test_packed_weights_that_are_more_than_a_thread_keeps(in_place_bytes: int, split: str) -> None:
+    torch.set_num_threads(2)
+    with forced({"in_place_bytes": in_place_bytes}):
+        ways = backward(pyperc.MLP([256] * 3), torch.zeros(32, 256, requires_grad=True))
+    assert {way.split for way in ways} == {split}
 
 
 def test_the_way_backward_does_not_depend_on_what_needs_it() -> None:

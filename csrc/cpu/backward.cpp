@@ -63,9 +63,7 @@ class BackwardRun {
            (split_ != GradientSplit::Layers || !has_product(l) || (l > 0 && owns_columns(l)));
   }
   // Whether one thread goes through all layers once: it makes each dw when it is there.
-  bool is_alone() const {
-    return DIRECT && split_ == GradientSplit::Rows && plan_.threads == 1 && pass_.batch <= plan_.chunk;
-  }
+  bool is_alone() const { return DIRECT && split_ == GradientSplit::Rows && plan_.alone; }
   // Where dw(l) goes: where it is wanted, or to a buffer from which w(l) is updated.
   S* dw(int l) const { return dw_[l] ? dw_[l] : pass_.layers[l].dw; }
   bool buffers_dw(int l) const { return DIRECT && pass_.layers[l].descent && !descends(l); }

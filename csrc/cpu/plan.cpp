@@ -74,20 +74,20 @@ GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element,
     const bool has_x = l == 0 || saved_of(layers[l - 1].activation) != Saved::Summation;
     packs_x = packs_x || !has_x || !in_place(layer.in * size) || !in_place(padded(layer.out, element) * size);
   }
+  // Beside x, packed, or beside little.
   const auto fits = [&](int64_t shared) {
     return shared * size <= static_cast<int64_t>(packs_x ? MOST_SHARED : THREAD_MEMORY / 8 * 7);
   };
   if (plan.gradient == GradientSplit::Rows) {
     // ds takes the place of x, but not the last one's, nor that which one thread alone makes before dw.
-    const bool alone = plan.threads == 1 && batch <= plan.chunk;
-    const int64_t buffers = alone && layers.size() > 1 ? 2 : 1;
-    if (!alone) widest = 0;
+    const int64_t buffers = plan.alone && layers.size() > 1 ? 2 : 1;
+    if (!plan.alone) widest = 0;
     if (last.activation != Activation::Identity) widest = std::max(widest, padded(last.out, element));
     const int64_t shared = packed + plan.threads * buffers * plan.chunk * widest + (plan.threads - 1) * weights;
     // Alone it lets go of each layer when it has passed it, as plain torch does.
     const int64_t plain = held_by_torch(batch, wants_dx, layers);
     const int64_t all = hidden + weights + (wants_dx ? batch * layers[0].in : 0);
-    const auto held = static_cast<double>((alone ? plain : all) + (fits(shared) ? 0 : shared));
+    const auto held = static_cast<double>((plan.alone ? plain : all) + (fits(shared) ? 0 : shared));
     const double percent = 100 * held / static_cast<double>(std::max<int64_t>(1, plain));
     if (percent <= static_cast<double>(thresholds().peak_percent)) return GradientSplit::Rows;
   }
@@ -170,6 +170,7 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   const int64_t whole_tiles = std::max<int64_t>(1, most / tile.mr * tile.mr);
   const int64_t chunks = std::max<int64_t>(1, (rows + whole_tiles - 1) / whole_tiles);
   plan.chunk = std::max<int64_t>(1, (rows + chunks - 1) / chunks);
+  plan.alone = plan.threads == 1 && batch <= plan.chunk;
   return plan;
 }
 

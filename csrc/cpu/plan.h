@@ -29,6 +29,7 @@ struct Plan {
   int64_t rows_at_once = 0;  // at least, of a forward pass whose hidden x waits in buffers
   int64_t block_bytes = 0;   // of a thread's columns that it packs at once, where it packs its own
   bool keeps_ds = false;     // ds of all layers is little enough for Tiles
+  bool alone = false;        // one thread takes the whole batch through all layers at once
 };
 
 enum class Pass { Forward, Backward };
