@@ -26,6 +26,7 @@ from reference import (
 from small import F64, as_function, same, small
 from torch import Tensor
 
+import pyperc
 from pyperc import _C
 
 TANH, RELU, GELU = named("tanh"), named("relu"), named("gelu")
@@ -115,6 +116,17 @@ def test_gradient_penalty_reaches_the_weights() -> None:
         grads.append(tuple(w.grad for w in net.w))
     same(*grads)
     assert all(peak(g) > 1e-4 for g in grads[0])
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "hardtanh"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_second_derivative_of_a_piecewise_linear_network_is_a_zero_that_is_there(name: str, trained: bool) -> None:
+    """As of torch's own modules: a penalty on |dx| runs whatever network it is given."""
+    model = pyperc.MLP([4, 8, 1], name).requires_grad_(trained)
+    x = torch.randn(16, 4, requires_grad=True)
+    (dx,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(dx.square().sum(), x)
+    assert peak(second) == 0
 
 
 def test_no_warning_says_that_a_derivative_is_missing() -> None:

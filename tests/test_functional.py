@@ -74,6 +74,17 @@ def test_mlp_agrees_with_a_loop_over_linear() -> None:
     agree(functional.mlp(x, w, [b[0], None, b[2]], activations), expected, [x, *w, b[0], b[2]])
 
 
+@pytest.mark.parametrize("what", ["x", "weight", "bias"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_lazily_negated_tensors_are_read_with_their_sign(what: str, trained: bool) -> None:
+    numbers = {"x": torch.randn(5, 4), "weight": torch.randn(3, 4), "bias": torch.randn(3)}
+    numbers["weight"].requires_grad_(trained)
+    want = nn.functional.linear(**{name if name != "x" else "input": t for name, t in numbers.items()})
+    numbers[what] = torch._neg_view(-numbers[what])
+    assert numbers[what].is_neg()
+    torch.testing.assert_close(pyperc.functional.linear(*numbers.values()), want)
+
+
 def test_mlp_without_any_bias() -> None:
     x, w, _ = tensors(6, 5, 3)
     expected = F.linear(F.linear(x, w[0]).relu(), w[1])

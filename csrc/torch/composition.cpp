@@ -8,7 +8,9 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/hardtanh.h>
+#include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/ones_like.h>
@@ -17,6 +19,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softplus.h>
 #include <ATen/ops/tanh.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -63,10 +66,23 @@ Tensor f<Hardtanh>(const Tensor& s, const Parameters& p) {
   return at::hardtanh(s, p.value[0], p.value[1]);
 }
 
-// Its derivative likewise.
+// Its derivative likewise; of a piecewise linear one, what torch has there depends on s, if only by a zero, as code that
+// takes second derivatives of any network expects.
 template <class A>
 Tensor backward(const Tensor& dx, const Tensor& saved, const Parameters& p) {
   return A::backward(dx, saved, p);
+}
+template <>
+Tensor backward<Relu>(const Tensor& dx, const Tensor& x, const Parameters&) {
+  return at::threshold_backward(dx, x, 0);
+}
+template <>
+Tensor backward<LeakyRelu>(const Tensor& dx, const Tensor& x, const Parameters& p) {
+  return at::leaky_relu_backward(dx, x, p.value[0], /*self_is_result=*/false);
+}
+template <>
+Tensor backward<Hardtanh>(const Tensor& dx, const Tensor& x, const Parameters& p) {
+  return at::hardtanh_backward(dx, x, p.value[0], p.value[1]);
 }
 template <>
 Tensor backward<Gelu>(const Tensor& dx, const Tensor& s, const Parameters&) {

@@ -111,7 +111,7 @@ void run_forward(const Tensor& x, const Network& network, int64_t batch, const T
     layer.spec = spec_of(sizes, network.chain, l);
     layer.w = weight_of<T>(network.weights[l]);
     if (network.biases[l].defined()) {
-      owners[l] = network.biases[l].contiguous();
+      owners[l] = contiguous_bias(network.biases[l]);
       layer.b = data_of<const T>(owners[l]);
     }
     if (outputs[l].defined()) {

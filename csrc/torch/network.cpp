@@ -176,4 +176,9 @@ const char* reason_for_aten(const Tensor& x, const Chain& chain) {
   return nullptr;
 }
 
+Tensor contiguous_bias(const Tensor& b) {
+  if (!b.defined()) return b;
+  return (b.is_neg() ? b.resolve_neg() : b).contiguous();
+}
+
 }  // namespace pyperc

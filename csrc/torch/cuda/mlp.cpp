@@ -64,8 +64,6 @@ Tensor shaped_like(const Tensor& t, int64_t last) {
   return at::empty(sizes, t.options());
 }
 
-Tensor contiguous(const Tensor& b) { return b.defined() ? b.contiguous() : b; }
-
 // What stands in the kernels' structs; null and 0 of an undefined tensor. The kernels have types of their own for what
 // torch stores in 16 bits, so torch is not asked to check them.
 template <class T>
@@ -235,7 +233,7 @@ void with_narrow(const Tensor& rows, c10::IntArrayRef sizes, const Tensors& weig
       pass.ld_x = pitch_of(rows);
       pass.depth = static_cast<int>(chain.size());
       for (size_t l = 0; l < chain.size(); ++l) {
-        const Tensor w = rows_of(weights[l]), b = contiguous(biases[l]);
+        const Tensor w = rows_of(weights[l]), b = contiguous_bias(biases[l]);
         owners.insert(owners.end(), {w, b});
         pass.layers[l] = {static_cast<int>(sizes[l]),
                           static_cast<int>(sizes[l + 1]),
@@ -284,7 +282,7 @@ Tensor forward_on_cuda(const Tensor& x, const Network& network, Kept* kept) {
       const Tensor next = l + 1 == depth         ? last
                           : outputs[l].defined() ? outputs[l]
                                                  : empty_rows(batch, sizes[l + 1], x);
-      forward_layer(call, rows, network.weights[l], contiguous(network.biases[l]), summations[l], next,
+      forward_layer(call, rows, network.weights[l], contiguous_bias(network.biases[l]), summations[l], next,
                     network.chain[l]);
       rows = next;
     }
