@@ -29,14 +29,6 @@ PATHS = {
         "gradient_rows": 0,
         "peak_percent": FAR,
     },
-    "threads share rows, dw by tiles": {
-        "parallel_flops": 1,
-        "columns_bytes": -1,
-        "rows_per_thread": 0,
-        "wide_bytes": FAR,
-        "gradient_rows": FAR,
-        "packed_bytes": FAR,
-    },
     "threads share rows, by layers": {
         "parallel_flops": 1,
         "columns_bytes": -1,

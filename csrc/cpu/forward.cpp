@@ -22,7 +22,7 @@ class ForwardRun {
       layer.columns = spec.out;
       if (!dots(l)) {
         layer.weights = {numbers, transposed(pass.layers[l].w), plan.chunk, spec.in, spec.out};
-        if (by_columns()) layer.columns = layer.weights.fitting(plan.block_bytes, share(l, plan.threads - 1).columns);
+        if (by_columns()) layer.columns = layer.weights.fitting(plan.block_bytes, {0, most_columns(l)});
         layer.room = layer.weights.room(layer.columns);
       }
       if (pass.layers[l].s.data || (l + 1 < pass.depth && pass.layers[l].x.data)) most = plan.packed_bytes;
@@ -54,11 +54,9 @@ class ForwardRun {
   }
 
   void operator()(const Parallel& parallel, Memory& memory) {
-    const Workspace workspace(
-        memory, [&](Arena& arena) { lay_out(arena); }, [&] { return left_of_thread_memory(chunk_size_); });
+    const Workspace workspace(memory, [&](Arena& arena) { lay_out(arena); }, [&] { return scratch_.left(); });
     const Workspace waiting(
-        memory, [&](Arena& arena) { make_room_to_wait(arena); },
-        [&] { return left_of_thread_memory(chunk_size_ + workspace.kept()); });
+        memory, [&](Arena& arena) { make_room_to_wait(arena); }, [&] { return scratch_.left(workspace.kept()); });
     if constexpr (!DIRECT) {
       for (int l = 0; l < pass_.depth; ++l) {
         const ForwardLayer<S>& layer = pass_.layers[l];
@@ -123,6 +121,11 @@ class ForwardRun {
     if (rows_.size() >= units * threads && !even && units < 4 * threads) return {rows_of(t), {0, out}};
     return {rows_, part(out, unit(l), t, threads)};
   }
+  int64_t most_columns(int l) const {
+    int64_t most = 0;
+    for (int64_t t = 0; t < plan_.threads; ++t) most = std::max(most, share(l, t).columns.size());
+    return most;
+  }
   // A thread packs as many of its columns as stay in its cache, and multiplies all rows by them.
   void blocks_of_columns(int l, int64_t t) const {
     const auto [rows, columns] = share(l, t);
@@ -180,11 +183,7 @@ class ForwardRun {
       taken = layer.ends ? 0 : taken + layer.room;
       if (!DIRECT && pass_.layers[l].b) layer.bias = arena.take<Sum<E>>(pass_.layers[l].spec.out);
     }
-    Arena count = Arena::counting();
-    (void)Chunk(*this, count);
-    chunk_size_ = count.used();
-    chunks_ = nullptr;
-    if (chunk_size_ > THREAD_MEMORY) chunks_ = arena.take<char>(plan_.threads * static_cast<int64_t>(chunk_size_));
+    scratch_.lay_out(arena, plan_.threads, [&](auto most) { most([&](Arena& a) { (void)Chunk(*this, a); }); });
   }
 
   // A thread's own: of a chunk of rows, what the first layer reads, the odd and the even ones, where that is not read
@@ -200,7 +199,7 @@ class ForwardRun {
     }
   };
   Chunk chunk_of(int64_t t) const {
-    Arena arena(chunks_ ? chunks_ + t * static_cast<int64_t>(chunk_size_) : thread_memory(), chunk_size_);
+    Arena arena = scratch_.of(t);
     return {*this, arena};
   }
   static int buffer(int l) { return l == 0 ? 0 : 1 + l % 2; }
@@ -281,8 +280,7 @@ class ForwardRun {
   bool output_waits_ = false;  // the second of them is the output
   int64_t packed_ = 0;         // room for the packed weights of a segment; of each thread, where columns are shared
   int64_t widest_[3] = {0, 0, 0}, ld_sums_ = 0;  // of a chunk
-  char* chunks_ = nullptr;                       // null: in what each thread keeps
-  size_t chunk_size_ = 0;
+  Scratch scratch_;
 };
 
 template <class S, class K>

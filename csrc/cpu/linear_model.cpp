@@ -4,18 +4,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "pass.h"
+
 namespace pyperc {
 
 namespace {
-
-template <class F>
-void run(const Parallel& parallel, int64_t n, F f) {
-  if (n <= 1) {
-    if (n == 1) f(0);
-  } else {
-    parallel.run(n, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
-  }
-}
 
 // A parallel region costs a few microseconds, the time of about this many elements on one thread.
 constexpr int64_t ELEMENTS_PER_THREAD = int64_t{1} << 15;

@@ -412,11 +412,10 @@ void with_numbers(const Kernels<T>& kernels, F f) {
 }
 template <class S, class F>
 void with_numbers(const HalfKernels<S>& kernels, F f) {
-  if (kernels.paired.gemm) {
-    f(Numbers<S, Pair>(kernels));
-  } else {
-    f(Numbers<S, float>(kernels));
+  if constexpr (std::is_same_v<S, BFloat16>) {  // of which alone there are pairs
+    if (kernels.paired.gemm) return f(Numbers<S, Pair>(kernels));
   }
+  f(Numbers<S, float>(kernels));
 }
 
 template <class E>

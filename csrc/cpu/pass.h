@@ -54,6 +54,31 @@ inline Kept left_of_thread_memory(size_t used) {
   return {thread_memory() + used, THREAD_MEMORY - used};
 }
 
+// Each thread's room for whatever it does at one time: what it keeps, if that will do, or part of a workspace.
+class Scratch {
+ public:
+  // most(room) for all that is done with it, where room(arena) takes what one of them needs.
+  template <class F>
+  void lay_out(Arena& arena, int64_t threads, F most) {
+    size_ = 0;
+    most([&](auto room) {
+      Arena count = Arena::counting();
+      room(count);
+      size_ = std::max(size_, count.used());
+    });
+    memory_ = size_ > THREAD_MEMORY ? arena.take<char>(threads * static_cast<int64_t>(size_)) : nullptr;
+  }
+  Arena of(int64_t t) const {
+    return Arena(memory_ ? memory_ + t * static_cast<int64_t>(size_) : thread_memory(), size_);
+  }
+  // What the first thread keeps beside it, and beside that many bytes more.
+  Kept left(size_t more = 0) const { return left_of_thread_memory(size_ + more); }
+
+ private:
+  char* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
 // Memory that is laid out by lay_out(arena): once to count it, once more to hand it out; in kept(), if it fits there.
 class Workspace {
  public:
@@ -87,7 +112,7 @@ template <class F>
 void run(const Parallel& parallel, int64_t n, F f) {
   if (n == 1) {
     f(0);
-  } else {
+  } else if (n > 1) {
     parallel.run(n, [](void* context, int64_t i) { (*static_cast<F*>(context))(i); }, &f);
   }
 }

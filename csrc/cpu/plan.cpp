@@ -57,12 +57,11 @@ GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element,
   if (plan.gradient == GradientSplit::Layers) return plan.gradient;
   const auto size = static_cast<int64_t>(element);
   const LayerSpec& last = layers.back();
-  int64_t hidden = 0, weights = 0, packed = 0, ds = 0, widest = 0;
+  int64_t hidden = 0, weights = 0, packed = 0, widest = 0;
   bool packs_x = false;  // or ds, for dw
   for (size_t l = 0; l < layers.size(); ++l) {
     const LayerSpec& layer = layers[l];
     weights += layer.in * layer.out;
-    ds += batch * padded(layer.out, element);
     if (&layer != &last) {
       hidden += batch * kept_stride(layer.out, element);
       widest = std::max(widest, padded(layer.out, element));
@@ -74,24 +73,19 @@ GradientSplit gradient_split(const Plan& plan, const Tile& tile, size_t element,
     const bool has_x = l == 0 || saved_of(layers[l - 1].activation) != Saved::Summation;
     packs_x = packs_x || !has_x || !in_place(layer.in * size) || !in_place(padded(layer.out, element) * size);
   }
-  // Beside x, packed, or beside little.
-  const auto fits = [&](int64_t shared) {
-    return shared * size <= static_cast<int64_t>(packs_x ? MOST_SHARED : THREAD_MEMORY / 8 * 7);
-  };
-  if (plan.gradient == GradientSplit::Rows) {
-    // ds takes the place of x, but not the last one's, nor that which one thread alone makes before dw.
-    const int64_t buffers = plan.alone && layers.size() > 1 ? 2 : 1;
-    if (!plan.alone) widest = 0;
-    if (last.activation != Activation::Identity) widest = std::max(widest, padded(last.out, element));
-    const int64_t shared = packed + plan.threads * buffers * plan.chunk * widest + (plan.threads - 1) * weights;
-    // Alone it lets go of each layer when it has passed it, as plain torch does.
-    const int64_t plain = held_by_torch(batch, wants_dx, layers);
-    const int64_t all = hidden + weights + (wants_dx ? batch * layers[0].in : 0);
-    const auto held = static_cast<double>((plan.alone ? plain : all) + (fits(shared) ? 0 : shared));
-    const double percent = 100 * held / static_cast<double>(std::max<int64_t>(1, plain));
-    if (percent <= static_cast<double>(thresholds().peak_percent)) return GradientSplit::Rows;
-  }
-  return plan.threads > 1 && plan.keeps_ds && fits(packed + ds) ? GradientSplit::Tiles : GradientSplit::Layers;
+  // ds takes the place of x, but not the last one's, nor that which one thread alone makes before dw.
+  const int64_t buffers = plan.alone && layers.size() > 1 ? 2 : 1;
+  if (!plan.alone) widest = 0;
+  if (last.activation != Activation::Identity) widest = std::max(widest, padded(last.out, element));
+  const int64_t shared = packed + plan.threads * buffers * plan.chunk * widest + (plan.threads - 1) * weights;
+  // In what the first thread keeps, beside x, packed, or beside little.
+  const bool fits = shared * size <= static_cast<int64_t>(packs_x ? MOST_SHARED : THREAD_MEMORY / 8 * 7);
+  // Alone it lets go of each layer when it has passed it, as plain torch does.
+  const int64_t plain = held_by_torch(batch, wants_dx, layers);
+  const int64_t all = hidden + weights + (wants_dx ? batch * layers[0].in : 0);
+  const auto held = static_cast<double>((plan.alone ? plain : all) + (fits ? 0 : shared));
+  const double percent = 100 * held / static_cast<double>(std::max<int64_t>(1, plain));
+  return percent <= static_cast<double>(thresholds().peak_percent) ? GradientSplit::Rows : GradientSplit::Layers;
 }
 
 bool in_place(int64_t bytes) {
@@ -154,15 +148,12 @@ Plan make_plan(Pass pass, const Tile& tile, size_t element, int64_t batch, const
   // Beside the kept activations of a step; forward, which does without sums of dw, has more room.
   const int64_t share = layer / ((pass == Pass::Forward ? 2 : 8) * plan.threads);
   plan.block_bytes = std::clamp(share, limits.block_bytes / 2, std::max(limits.block_bytes, share / 4));
-  plan.keeps_ds = bytes(outputs) <= limits.packed_bytes;
-  // A dw for each thread is worth it where adding them up is little beside the products.
-  const bool own_dw = batch >= plan.threads * limits.gradient_rows;
+  // A dw for each thread is worth it where adding them up is little beside the products; one thread alone adds none up.
+  const bool is_small = plan.threads == 1 && bytes(outputs) <= limits.packed_bytes;
+  const bool own_dw = batch >= plan.threads * std::max<int64_t>(1, limits.gradient_rows) || is_small;
   // In 16 bits it would take float32.
-  if (element < sizeof(float) || plan.split == Split::Columns || bytes(widest) >= limits.wide_bytes) {
-    plan.gradient = GradientSplit::Layers;
-  } else if (!own_dw && (plan.threads > 1 || !plan.keeps_ds)) {
-    plan.gradient = plan.keeps_ds ? GradientSplit::Tiles : GradientSplit::Layers;
-  }
+  const bool by_rows = element >= sizeof(float) && plan.split == Split::Rows && bytes(widest) < limits.wide_bytes;
+  plan.gradient = by_rows && own_dw ? GradientSplit::Rows : GradientSplit::Layers;
 
   const int64_t rows = plan.split == Split::Columns ? batch : (batch + plan.threads - 1) / plan.threads;
   const int64_t fitting = limits.chunk_bytes / std::max<int64_t>(1, bytes(widest));

@@ -16,9 +16,9 @@ enum class Split { Rows, Columns };
 
 // How dw and the chain of dx share a backward pass:
 // Rows: each thread sums dw over its own rows while they are in the cache; the sums are added in the order of the
-// threads. Tiles: the chain first, keeping ds of all layers; then dw's columns (or rows) are shared out. Layers: layer
-// by layer, the columns of dw and dx are shared out, so that one layer's ds, packed weight and dw are in use at a time.
-enum class GradientSplit { Rows, Tiles, Layers };
+// threads. Layers: layer by layer, the columns of dw and dx are shared out, so that one layer's ds, packed weight and
+// dw are in use at a time.
+enum class GradientSplit { Rows, Layers };
 
 struct Plan {
   int threads = 1;
@@ -28,7 +28,6 @@ struct Plan {
   int64_t packed_bytes = 0;  // of weights that a forward pass packs at once: of as many layers as fit, but of one
   int64_t rows_at_once = 0;  // at least, of a forward pass whose hidden x waits in buffers
   int64_t block_bytes = 0;   // of a thread's columns that it packs at once, where it packs its own
-  bool keeps_ds = false;     // ds of all layers is little enough for Tiles
   bool alone = false;        // one thread takes the whole batch through all layers at once
 };
 
@@ -78,7 +77,8 @@ enum class Pass { Forward, Backward };
 //                    without, with that of the narrow one as long (Zen 3); of widths from 33 to 300 none gains.
 // peak_percent       of plain torch's peak that a backward pass may hold where threads sum a dw of their own.
 // packed_bytes       of weights packed at once, beyond a layer's activations and at least one layer's: 128 x [128]*5
-//                    goes forward in two pieces and stays at plain torch's peak. Of ds that all layers keep (Tiles).
+//                    goes forward in two pieces and stays at plain torch's peak. Of outputs, up to which one thread
+//                    alone sums dw by rows, however few.
 #define PYPERC_THRESHOLDS(X)               \
   X(parallel_flops, 800000, 800000)        \
   X(columns_bytes, 1 << 20, 1 << 20)       \

@@ -216,16 +216,6 @@ class StepRun {
     return {function_of(w), g};
   }
 
-  static Saved saved_of(Activation activation) {
-    switch (activation) {
-#define X(A) \
-  case Activation::A: return A::saved;
-      PYPERC_ACTIVATIONS(X)
-#undef X
-    }
-    return Saved::Nothing;
-  }
-
   Forward<S> forward_of(const Segment& segment) const {
     return {batch_.size, backward_[segment.first].x, forward_.data() + segment.first, segment.count};
   }

@@ -66,8 +66,8 @@ Tensor f<Hardtanh>(const Tensor& s, const Parameters& p) {
   return at::hardtanh(s, p.value[0], p.value[1]);
 }
 
-// Its derivative likewise; of a piecewise linear one, what torch has there depends on s, if only by a zero, as code that
-// takes second derivatives of any network expects.
+// Its derivative likewise; of a piecewise linear one, what torch has there depends on s, if only by a zero, as code
+// that takes second derivatives of any network expects.
 template <class A>
 Tensor backward(const Tensor& dx, const Tensor& saved, const Parameters& p) {
   return A::backward(dx, saved, p);

@@ -310,7 +310,6 @@ bool in_place(const HalfKernels<S>&, int64_t, int64_t, Matrix<const S>) {
 const char* name_of(GradientSplit split) {
   switch (split) {
     case GradientSplit::Rows: return "rows";
-    case GradientSplit::Tiles: return "tiles";
     case GradientSplit::Layers: return "layers";
   }
   return "";

@@ -84,8 +84,8 @@ struct Network {
 // Throws c10::TypeError or c10::ValueError that names the argument, what was expected and what came.
 void check(const Tensor& x, const Network& network);
 
-// A bias, or none, as the kernels read it. torch's fallback for lazy negation resolves tensors and lists of them, but no
-// list of tensors that may be missing.
+// A bias, or none, as the kernels read it. torch's fallback for lazy negation resolves tensors and lists of them, but
+// no list of tensors that may be missing.
 Tensor contiguous_bias(const Tensor& b);
 
 // Why the kernels cannot run this and ATen does; null where they can.

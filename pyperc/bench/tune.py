@@ -182,16 +182,15 @@ def thresholds() -> list[Threshold]:
         ),
         Threshold(
             "packed_bytes",
-            "bytes of ds from which the backward pass goes layer by layer",
-            tuple(3 * 4 * 64 * batch for batch in (16, 32, 64, 128, 192, 256)),
+            "bytes of outputs from which one thread goes layer by layer",
+            tuple(3 * 4 * 64 * batch for batch in (16, 32, 64, 96, 120)),
             lambda size: Network(size // (3 * 4 * 64), (64,) * 4),
             "forward+backward",
             # By wide_bytes, as packed_bytes would also change the forward pass.
             {
-                "chain first": {**shared, "gradient_rows": NEVER, "packed_bytes": NEVER, "wide_bytes": NEVER},
-                "by layers": {**shared, "gradient_rows": NEVER, "packed_bytes": NEVER, "wide_bytes": 0},
+                "by rows": {"parallel_flops": NEVER, "gradient_rows": 0, "packed_bytes": NEVER},
+                "by layers": {"parallel_flops": NEVER, "wide_bytes": 0, "packed_bytes": NEVER},
             },
-            memory="ds of all layers is held for the chain first",
         ),
         Threshold(
             "packed_bytes",
