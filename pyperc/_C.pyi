@@ -75,11 +75,13 @@ class Step:
     """The loss of a batch, its gradient and the update of the network in one call.
 
     Parameters are counted through the weights, then the biases: `group_of` (-1: none), `state` (tensors in the order of
-    `OptimizerInfo.states`, used in place) and `counts` (updates so far) have an entry for each. `groups` are torch's
-    dictionaries, read on every call. `dropout`: the probability after each layer's activation. A call gives the loss
-    before the update; or None where an entry of `watched`, (dictionary, key, value or None), is another object by now,
-    where a dictionary or list of `sizes`, (it, number of entries), has another size, and where autograd has to take the
-    step, as somebody is shown operations (a TorchDispatchMode, autocast, jit.trace) or a parameter has a hook.
+    `OptimizerInfo.states`, used in place) and `counts` (updates so far, which are counted in it where it is a tensor)
+    have an entry for each. `groups` are torch's dictionaries, read on every call. `dropout`: the probability after each
+    layer's activation. A call gives the loss before the update; or None where an entry of `watched`, (dictionary, key,
+    value or None), is another object by now, where a dictionary or list of `sizes`, (it, number of entries), has
+    another size or holds other objects than at first, where a parameter trains for the first time, and where autograd
+    has to take the step, as somebody is shown operations (a TorchDispatchMode, autocast, jit.trace) or a parameter has
+    a hook.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Step:
         groups: Sequence[dict[str, Any]],
         group_of: Sequence[int],
         state: Sequence[Sequence[Tensor | None]],
-        counts: Sequence[int],
+        counts: Sequence[int | Tensor],
         *,
         reduction: str = "mean",
         class_weight: Tensor | None = None,
@@ -174,7 +176,7 @@ def plan(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], 
     """How the call runs: `path`, `reason`, `dtype`, `layers`; where it is native, also `isa` and `threads`.
 
     On the CPU `backward` too, the plan that a backward pass takes: `threads`, `split` (GradientSplit of
-    csrc/cpu/plan.h: "rows", "tiles" or "layers") and `chunk`, in rows, 0 in 16 bits, which go block by block.
+    csrc/cpu/plan.h: "rows" or "layers") and `chunk`, in rows, 0 in 16 bits, which go block by block.
     """
 
 def isas_built() -> list[str]: ...

@@ -37,6 +37,7 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"params": []}, ValueError, "params must hold a parameter"),
     ({"on_nan": "stop"}, ValueError, "on_nan must be ignore or raise, got 'stop'"),
     ({"clip_grad_norm": -1.0}, ValueError, "clip_grad_norm must be positive, got -1.0"),
+    ({"clip_grad_norm": "1"}, TypeError, "clip_grad_norm must be a number or None, got '1'"),
     ({"scale": "255"}, TypeError, "scale must be a number or a Tensor, got str"),
 ]
 
@@ -55,6 +56,8 @@ def test_an_optimizer_that_is_given_brings_its_own() -> None:
         pyperc.TrainStep(model, optimizer=torch.optim.SGD(model.parameters()), lr=0.1)
     with pytest.raises(ValueError, match="optimizer must hold parameters of model alone, got another in group 0"):
         pyperc.TrainStep(model, optimizer=torch.optim.SGD(other.parameters()))
+    with pytest.raises(TypeError, match="optimizer must step without a closure, which LBFGS does not"):
+        pyperc.TrainStep(model, optimizer=torch.optim.LBFGS(model.parameters()))
 
 
 CALLS: list[tuple[str, Callable[[Tensor, Tensor], tuple[Any, ...]], type[Exception], str]] = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -473,3 +475,42 @@ def test_bfloat16_with_masters(isa: str, name: str) -> None:
             list(model.parameters()), [p.bfloat16() for p in masters.parameters()], rtol=0, atol=0
         )
         assert losses.isfinite().all()
+
+
+def test_a_call_that_is_refused_changes_nothing() -> None:
+    """Another thread's, during an epoch: neither the settings that the epoch goes by nor what it reads through."""
+    torch.set_num_threads(1)
+    model = network([64, 128, 8], dtype=torch.float32)
+    alone = copy.deepcopy(model)
+    x, y, losses = torch.randn(256, 64), torch.randn(256, 8), torch.zeros(4000, dtype=F64)
+    order = torch.randint(256, (4000 * 32,))
+    scale, shift = torch.rand(64), torch.rand(64)
+
+    def made(net: nn.Sequential) -> tuple[Any, torch.optim.Optimizer]:
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
+        step = step_of(net, optimizer)
+        step.set_input(scale, shift)
+        return step, optimizer
+
+    made(alone)[0].epoch(x, y, order, 32, losses)
+    step, optimizer = made(model)
+    thread = threading.Thread(target=step.epoch, args=(x, y, order, 32, losses))
+    thread.start()
+    while step.batches == 0:
+        time.sleep(0)
+    optimizer.param_groups[0]["lr"] = math.nan
+    for call in (
+        lambda: step(x, y),
+        lambda: step.gradients(x, y),
+        lambda: step.epoch(x, y, order, 32, losses),
+        lambda: step.set_input(torch.full((64,), math.nan), shift),
+        lambda: setattr(step, "steps", 0),
+        step.release,
+    ):
+        with pytest.raises(RuntimeError, match="running in another thread"):
+            call()
+    assert step.workspace > 0
+    assert thread.is_alive()
+    thread.join()
+    assert step.steps == 4000
+    same(model, alone, 0.0)

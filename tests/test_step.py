@@ -249,6 +249,24 @@ def test_frozen_parameters_stay_and_thaw(engine: str) -> None:
     run_both(step, loop, batches())
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
+def test_frozen_parameters_with_a_gradient_of_before(engine: str, dtype: torch.dtype) -> None:
+    model = prepared(network(dtype=dtype), engine)
+    (x, y), *more = batches(dtype=dtype)
+    F.cross_entropy(model(x).float(), y).backward()
+    model[0].requires_grad_(False)
+    frozen, gradients = copy.deepcopy(model[0].state_dict()), [p.grad.clone() for p in model.parameters()]
+    step = pyperc.TrainStep(model, lr=0.1, momentum=0.9, weight_decay=0.1)
+    for x, y in more:
+        step(x, y)
+    model[0].requires_grad_(True)
+    same(model[0].state_dict(), frozen)
+    same([p.grad for p in model.parameters()], gradients)
+    masters = step.state_dict().get("masters", [*model.parameters()])
+    same([m.to(dtype) for m in masters[:2]], list(frozen.values()))
+    assert step.engine == engine
+
+
 def test_everything_frozen(engine: str) -> None:
     model = network().requires_grad_(False)
     before = copy.deepcopy(model.state_dict())

@@ -275,6 +275,18 @@ def test_explain_names_the_engine(engine: str) -> None:
     assert repr(step) == "TrainStep(MLP, cross_entropy, SGD, steps=0)"
 
 
+def test_explain_tells_the_step_from_the_models_own_call() -> None:
+    x = torch.zeros(3, 4)
+    native = str(pyperc.explain(pyperc.TrainStep(nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 2))), x))
+    other = str(pyperc.explain(pyperc.TrainStep(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))), x))
+    assert native.startswith("engine: native\n\nmodel(x) called by itself, which is not the step:\nname ")
+    assert other.startswith(
+        "engine: autograd, as a native step is one run of layers, which LayerNorm interrupts: "
+        "LayerNorm is not a layer that is fused\n\nmodel(x) called by itself, which is not the step:\n"
+    )
+    assert "pyperc.fuse would fuse its linear layers" in other
+
+
 def test_explain_leaves_the_step_as_it_is(engine: str, attempts: list[str]) -> None:
     step = pyperc.TrainStep(prepared(network(), engine), optimizer="adam", clip_grad_norm=1.0)
     (x, y), *_ = batches()

@@ -7,8 +7,11 @@ import io
 import math
 import pickle
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +32,13 @@ from steps import (
 from torch import Tensor, nn
 
 import pyperc
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(tmp_path: Path) -> None:
+    step = pyperc.TrainStep(pyperc.MLP([3, 2]), optimizer="adam", lr=np.float64(0.1), betas=(np.float32(0.5), 0.9))
+    torch.save(step.state_dict(), tmp_path / "step.pt")
+    step.load_state_dict(torch.load(tmp_path / "step.pt", weights_only=True))
+    assert step.optimizer.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize(("optimizer", "options"), STATES, ids=str)
@@ -285,6 +295,131 @@ def test_masters_are_saved_and_follow_what_is_written(engine: str, dtype: torch.
         step.model[0].bias.fill_(0.5)
     step(*given[0])
     torch.testing.assert_close(step.state_dict()["masters"][1], torch.full((7,), 0.5), rtol=0, atol=0.01)
+
+
+@HALVES
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copied", "pickled"])
+def test_the_masters_of_a_copy_follow_what_is_written(
+    engine: str, dtype: torch.dtype, copied: Callable[[pyperc.TrainStep], pyperc.TrainStep]
+) -> None:
+    """As often as the original was, of which a copy's count of writes knows nothing."""
+    (x, y), *more = batches(dtype=dtype)
+    step = pyperc.TrainStep(prepared(network(dtype=dtype), engine), lr=1e-3)
+    step(x, y)
+    other = copied(step)
+    with torch.no_grad():
+        for p, q in zip(other.model.parameters(), step.model.parameters(), strict=True):
+            while p._version < q._version:
+                p.fill_(0.5)
+    for x, y in more:
+        other(x, y)
+    for master in other.state_dict()["masters"]:
+        torch.testing.assert_close(master, torch.full_like(master, 0.5), rtol=0, atol=0.02)
+
+
+GIVEN: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "vector_to_parameters": lambda model, values: nn.utils.vector_to_parameters(values, model.parameters()),
+    "p.data =": lambda model, values: [
+        setattr(p, "data", v.reshape(p.shape).clone())
+        for p, v in zip(model.parameters(), values.split([p.numel() for p in model.parameters()]), strict=True)
+    ],
+}
+
+
+@HALVES
+@pytest.mark.parametrize("given", GIVEN)
+def test_masters_follow_other_memory(engine: str, dtype: torch.dtype, given: str) -> None:
+    model = prepared(network(dtype=dtype), engine)
+    step = pyperc.TrainStep(model, lr=1e-3)
+    for x, y in batches(dtype=dtype):
+        step(x, y)
+        for _ in range(3):  # the last may lie where the first did
+            values = torch.rand(sum(p.numel() for p in model.parameters())).to(dtype)
+            GIVEN[given](model, values.clone())
+        step(x, y)
+        masters = torch.cat([m.flatten() for m in step.state_dict()["masters"]])
+        torch.testing.assert_close(masters, values.float(), rtol=0, atol=0.02)
+        torch.testing.assert_close(nn.utils.parameters_to_vector(model.parameters()), masters.to(dtype))
+
+
+def each(state: dict[Any, Any], change: Callable[[dict[str, Tensor]], object]) -> None:
+    for of_parameter in state.values():
+        change(of_parameter)
+
+
+# What somebody does to optimizer.state, as torch's optimizers take it.
+WRITTEN: dict[str, Callable[[torch.optim.Optimizer], object]] = {
+    "emptied": lambda o: o.state.clear(),
+    "one emptied": lambda o: o.state.pop(o.param_groups[0]["params"][2]),
+    "other tensors": lambda o: each(o.state, lambda s: s.update({k: v * 0.5 for k, v in s.items() if k != "step"})),
+    "other values": lambda o: each(o.state, lambda s: [v.mul_(0.5) for k, v in s.items() if k != "step"]),
+    "another step": lambda o: each(o.state, lambda s: s.update({k: v * 0 + 7 for k, v in s.items() if k == "step"})),
+    "step set back": lambda o: each(o.state, lambda s: [v.zero_() for k, v in s.items() if k == "step"]),
+    "other dictionaries": lambda o: o.state.update({p: {k: v * 2 for k, v in s.items()} for p, s in o.state.items()}),
+    "another group": lambda o: o.param_groups.__setitem__(0, {**o.param_groups[0], "lr": 0.02}),
+}
+
+
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize(("optimizer", "options"), STATES[1:], ids=str)
+def test_the_optimizers_state_may_be_written(
+    engine: str, optimizer: str, options: dict[str, Any], written: str, before: int
+) -> None:
+    model = network()
+    loop = Loop(model, optimizer, **options)
+    step = pyperc.TrainStep(prepared(model, engine), optimizer=optimizer, **options)
+    (x, y), *more = batches()
+    step.gradients(x, y)
+    for _ in range(before):
+        same(step(x, y), loop(x, y))
+    for o in (step.optimizer, loop.optimizer):
+        if o.state:
+            WRITTEN[written](o)
+    for x, y in more:
+        same(step(x, y), loop(x, y))
+        same_parameters(step, loop)
+        for p, q in zip(model.parameters(), loop.model.parameters(), strict=True):  # read in place
+            same(step.optimizer.state[p], loop.optimizer.state[q])
+    assert step.engine == engine
+
+
+def test_the_state_of_what_thaws_is_there_at_once(engine: str) -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    loop = Loop(model, "adam", lr=0.01)
+    step = pyperc.TrainStep(prepared(model, engine), optimizer="adam", lr=0.01)
+    for x, y in batches():
+        same(step(x, y), loop(x, y))
+    for net in (model, loop.model):
+        net[0].requires_grad_(True)
+    same(step(x, y), loop(x, y))
+    same(step.optimizer.state[model[0].weight], loop.optimizer.state[loop.model[0].weight])
+
+
+def test_no_momentum_yet(engine: str) -> None:
+    """As torch's SGD wrote it into its state for long."""
+    model = network()
+    loop, step = (made(model) for made in (lambda m: Loop(m, lr=0.1), lambda m: pyperc.TrainStep(m, lr=0.1)))
+    prepared(model, engine)
+    for o in (step.optimizer, loop.optimizer):
+        for p in o.param_groups[0]["params"]:
+            o.state[p]["momentum_buffer"] = None
+        o.param_groups[0].update(momentum=0.9, dampening=0.5)
+    run_both(step, loop, batches())
+
+
+def test_an_order_of_rows_that_are_none(engine: str) -> None:
+    step = pyperc.TrainStep(prepared(network(), engine), lr=0.1)
+    x, y = torch.randn(8, 5, dtype=F64), torch.randint(3, (8,))
+    losses = torch.zeros(2, dtype=F64)
+    for wrong in (8, -1):
+        with pytest.raises(IndexError, match=f"step: order must hold rows from 0 to 7, got {wrong}"):
+            step.epoch(x, y, torch.tensor([0, 7, wrong]), 2, losses)
+        assert step.batches == 1
+    assert step.steps == 2
+    with pytest.raises(IndexError, match=r"y must hold classes|Target . is out of bounds"):
+        step.epoch(x, y + 3, torch.tensor([0, 7, 1]), 2, losses)
 
 
 def test_momentum_that_comes_later() -> None:

@@ -3,6 +3,8 @@
 
 #include <c10/core/CPUAllocator.h>
 
+#include <atomic>
+#include <utility>
 #include <vector>
 
 #include "../core/mlp.h"
@@ -27,9 +29,9 @@ class Pool final : public Memory {
     if (!best) {
       best = small ? small : &pieces_.emplace_back();
       best->memory.clear();
-      best->bytes = 0;
+      bytes_ -= std::exchange(best->bytes, 0);
       best->memory = c10::GetCPUAllocator()->allocate(bytes);
-      best->bytes = bytes;
+      bytes_ += best->bytes = bytes;
     }
     best->taken = true;
     return best->memory.get();
@@ -39,12 +41,11 @@ class Pool final : public Memory {
       if (piece.memory.get() == memory) piece.taken = false;
     }
   }
-  void release() { pieces_.clear(); }
-  size_t bytes() const {
-    size_t sum = 0;
-    for (const Piece& piece : pieces_) sum += piece.bytes;
-    return sum;
+  void release() {
+    pieces_.clear();
+    bytes_ = 0;
   }
+  size_t bytes() const { return bytes_; }  // any thread may ask
 
  private:
   struct Piece {
@@ -53,6 +54,7 @@ class Pool final : public Memory {
     bool taken = false;
   };
   std::vector<Piece> pieces_;
+  std::atomic<size_t> bytes_ = 0;
 };
 
 }  // namespace pyperc

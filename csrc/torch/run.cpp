@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "autograd.h"
+#include "keeper.h"
 
 namespace pyperc {
 
@@ -35,11 +36,14 @@ struct State {
   Object chain_owner;
   const Chain* chain;
   Py_ssize_t start, count;  // the first member's place in the container, and the container's length
-};
 
-struct RunObject {
-  PyObject_HEAD vectorcallfunc call;
-  State* state;
+  template <class F>
+  void each_object(F f) const {
+    for (const Watched& w : watched) f(w.owner), f(w.name), f(w.value);
+    for (const Object& dictionary : empty) f(dictionary);
+    for (const Member& m : members) f(m.module), f(m.read), f(m.settings);
+    f(chain_owner);
+  }
 };
 
 struct Names {
@@ -122,7 +126,7 @@ PyObject* call(PyObject* self, PyObject* const* args, size_t flags, PyObject* ke
     PyErr_SetString(PyExc_TypeError, "Run: expected a dict of modules and the input");
     return nullptr;
   }
-  const State& state = *reinterpret_cast<RunObject*>(self)->state;
+  const State& state = python::kept_by<State>(self);
   PyObject* x = args[1];
   if (!python::is_plain_tensor(x)) Py_RETURN_NONE;
   Tensors weights, biases;
@@ -161,16 +165,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
   state->chain = &python::chain_of(chain);
   state->start = start;
   state->count = count;
-  auto* self = reinterpret_cast<RunObject*>(type->tp_alloc(type, 0));
-  if (!self) return nullptr;
-  self->call = python::with_errors<call>;
-  self->state = state.release();
-  return reinterpret_cast<PyObject*>(self);
-}
-
-void destroy(PyObject* self) {
-  delete reinterpret_cast<RunObject*>(self)->state;
-  Py_TYPE(self)->tp_free(self);
+  return python::keep(type, python::with_errors<call>, std::move(state));
 }
 
 PyTypeObject run_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
@@ -178,13 +173,8 @@ PyTypeObject run_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 }  // namespace
 
 bool add_run_type(PyObject* module) {
-  run_type.tp_name = "pyperc._C.Run";
-  run_type.tp_basicsize = sizeof(RunObject);
-  run_type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL;
-  run_type.tp_vectorcall_offset = offsetof(RunObject, call);
-  run_type.tp_call = PyVectorcall_Call;
+  python::make_keeper<State>(run_type, "pyperc._C.Run");
   run_type.tp_new = python::with_errors<make>;
-  run_type.tp_dealloc = destroy;
   run_type.tp_doc = "A fused run of modules: Run(watched, empty, members, chain, start, count)(modules, x).";
   return PyType_Ready(&run_type) == 0 &&
          PyModule_AddObjectRef(module, "Run", reinterpret_cast<PyObject*>(&run_type)) == 0;

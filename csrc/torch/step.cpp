@@ -4,7 +4,6 @@
 #include <ATen/EmptyTensor.h>
 
 #include <memory>
-#include <mutex>
 
 #include "step_arguments.h"
 #include "step_call.h"
@@ -35,6 +34,7 @@ PyObject* set_input(PyObject* self, PyObject* args) {
   PyObject *scale, *shift;
   if (!PyArg_ParseTuple(args, "OO", &scale, &shift)) return nullptr;
   State& state = state_of(self);
+  const Turn turn(state);
   const Tensor a = per_feature(state, scale, "scale"), b = per_feature(state, shift, "shift");
   const bool plain =
       PyFloat_Check(scale) && PyFloat_Check(shift) && PyFloat_AS_DOUBLE(scale) == 1 && PyFloat_AS_DOUBLE(shift) == 0;
@@ -45,8 +45,7 @@ PyObject* set_input(PyObject* self, PyObject* args) {
 
 PyObject* release(PyObject* self, PyObject*) {
   State& state = state_of(self);
-  const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
-  TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread");
+  const Turn turn(state);
   state.pool.release();
   Py_RETURN_NONE;
 }
@@ -54,30 +53,32 @@ PyObject* release(PyObject* self, PyObject*) {
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   std::unique_ptr<State> state = new_state(args, keywords);
   if (!state) return nullptr;
-  auto* self = reinterpret_cast<StepObject*>(type->tp_alloc(type, 0));
-  if (!self) return nullptr;
-  self->call = python::with_errors<call>;
-  self->state = state.release();
-  return reinterpret_cast<PyObject*>(self);
-}
-
-void destroy(PyObject* self) {
-  delete reinterpret_cast<StepObject*>(self)->state;
-  Py_TYPE(self)->tp_free(self);
+  return python::keep(type, python::with_errors<call>, std::move(state));
 }
 
 PyObject* counts(PyObject* self, void*) {
   Object list = Object::taken(PyList_New(0));
   for (const Learned& p : state_of(self).parameters) {
-    python::append(list.get(), Object::taken(PyLong_FromLongLong(p.count)));
+    python::append(list.get(), Object::taken(PyLong_FromLongLong(p.updates())));
   }
   return list.release();
 }
 int set_steps(PyObject* self, PyObject* value, void*) {
   const long long steps = value ? PyLong_AsLongLong(value) : 0;
   if (steps == -1 && PyErr_Occurred()) return -1;
-  state_of(self).steps = steps;
-  return 0;
+  const auto write = [&] {
+    State& state = state_of(self);
+    const Turn turn(state);
+    state.steps = steps;
+    return Py_None;
+  };
+  return python::catch_errors(write) ? 0 : -1;
+}
+PyObject* workspace(PyObject* self, void*) { return PyLong_FromSize_t(state_of(self).pool.bytes()); }
+PyObject* norm(PyObject* self, void*) { return PyFloat_FromDouble(state_of(self).norm); }
+template <auto number>
+PyObject* integer(PyObject* self, void*) {
+  return PyLong_FromLongLong(state_of(self).*number);
 }
 
 PyMethodDef methods[] = {
@@ -92,17 +93,13 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {
-    {"workspace", [](PyObject* self, void*) { return PyLong_FromSize_t(state_of(self).pool.bytes()); }, nullptr,
-     "Bytes of workspace held.", nullptr},
-    {"kept", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).kept); }, nullptr,
-     "Bytes of activations that the last call kept.", nullptr},
+    {"workspace", python::with_errors<workspace>, nullptr, "Bytes of workspace held.", nullptr},
+    {"kept", python::with_errors<integer<&State::kept>>, nullptr, "Bytes of activations that the last call kept.",
+     nullptr},
     {"counts", python::with_errors<counts>, nullptr, "Updates of each parameter.", nullptr},
-    {"steps", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).steps); }, set_steps,
-     "Steps taken.", nullptr},
-    {"batches", [](PyObject* self, void*) { return PyLong_FromLongLong(state_of(self).batches); }, nullptr,
-     "The next batch of the last epoch.", nullptr},
-    {"norm", [](PyObject* self, void*) { return PyFloat_FromDouble(state_of(self).norm); }, nullptr,
-     "The gradients' norm in the last step, before clipping.", nullptr},
+    {"steps", python::with_errors<integer<&State::steps>>, set_steps, "Steps taken.", nullptr},
+    {"batches", python::with_errors<integer<&State::batches>>, nullptr, "The next batch of the last epoch.", nullptr},
+    {"norm", python::with_errors<norm>, nullptr, "The gradients' norm in the last step, before clipping.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject step_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
@@ -110,13 +107,8 @@ PyTypeObject step_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 }  // namespace
 
 bool add_step_type(PyObject* module) {
-  step_type.tp_name = "pyperc._C.Step";
-  step_type.tp_basicsize = sizeof(StepObject);
-  step_type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL;
-  step_type.tp_vectorcall_offset = offsetof(StepObject, call);
-  step_type.tp_call = PyVectorcall_Call;
+  python::make_keeper<State>(step_type, "pyperc._C.Step");
   step_type.tp_new = python::with_errors<make>;
-  step_type.tp_dealloc = destroy;
   step_type.tp_methods = methods;
   step_type.tp_getset = properties;
   step_type.tp_doc = "A training step: loss, gradients and update of a network in one call, step(x, y, weight=None).";

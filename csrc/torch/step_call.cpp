@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
-#include <mutex>
 
 #include "../cpu/dispatch.h"
 #include "step_arguments.h"
@@ -28,10 +27,10 @@ std::vector<StepLayer<S>> layers_of(State& state, const Tensors* gradients) {
     layer.dropout = state.dropout[l];
     for (const size_t i : {l, depth + l}) {
       Learned& p = state.parameters[i];
-      if (!p.value.defined()) continue;
+      if (!p.value().defined()) continue;
       Trained<S>& w = i == l ? layer.w : layer.b;
-      w.data = static_cast<S*>(p.value.mutable_data_ptr());
-      w.ld = row_stride(p.value);
+      w.data = static_cast<S*>(p.value().mutable_data_ptr());
+      w.ld = row_stride(p.value());
       if (!p.trains()) continue;
       if (gradients) {
         w.gradient = static_cast<S*>((*gradients)[i].mutable_data_ptr());
@@ -39,7 +38,7 @@ std::vector<StepLayer<S>> layers_of(State& state, const Tensors* gradients) {
       }
       if (p.master.defined()) w.master = static_cast<Wide<S>*>(p.master.mutable_data_ptr());
       w.settings = state.settings[static_cast<size_t>(p.group)].data();
-      w.count = p.count + 1;
+      w.count = p.updates() + 1;
       const int live = live_states(state.optimizer, w.settings);
       for (int s = 0; s < live; ++s) {
         TORCH_CHECK_VALUE(p.state[s].defined(), "step: state of parameter ", i, " must hold ",
@@ -49,7 +48,7 @@ std::vector<StepLayer<S>> layers_of(State& state, const Tensors* gradients) {
         w.ld_state = row_stride(p.state[s]);
       }
     }
-    layer.spec = {state.parameters[l].value.size(1), state.parameters[l].value.size(0), state.chain[l].activation,
+    layer.spec = {state.parameters[l].value().size(1), state.parameters[l].value().size(0), state.chain[l].activation,
                   state.chain[l].parameters};
   }
   return layers;
@@ -87,7 +86,7 @@ StepResult run(State& state, const Step<S>& step) {
   const Isa& here = isa();
   const Parallel parallel = torch_threads();
   const StepResult result = pyperc::step(here.kernels(S{}), here.kernels(Wide<S>{}), step, parallel, state.pool);
-  state.kept = result.kept;
+  state.kept.store(result.kept, std::memory_order_relaxed);
   if (std::isfinite(step.max_norm)) state.norm = result.norm;  // gradients alone leave that of the last step
   return result;
 }
@@ -95,22 +94,24 @@ StepResult run(State& state, const Step<S>& step) {
 void count(State& state) {
   ++state.steps;
   for (Learned& p : state.parameters) {
-    if (p.trains()) ++p.count;
+    if (p.trains()) p.updated();
   }
+}
+
+void bump_version(const Tensor& t) {
+  if (t.defined() && !t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
 
 void bump_versions(State& state) {
   for (Learned& p : state.parameters) {
     if (!p.trains()) continue;
-    if (!p.value.is_inference()) p.value.unsafeGetTensorImpl()->bump_version();
-    for (const Tensor& s : p.state) {
-      if (s.defined() && !s.is_inference()) s.unsafeGetTensorImpl()->bump_version();
-    }
-    if (p.master.defined() && !p.master.is_inference()) p.master.unsafeGetTensorImpl()->bump_version();
+    bump_version(p.value());
+    bump_version(p.master);
+    for (const Tensor& s : p.state) bump_version(s);
   }
 }
 
-void raise(const State& state, const StepResult& result, const Tensor& y) {
+void raise(const State& state, const StepResult& result) {
   if (result.outcome == Outcome::NanLoss) {
     PyErr_SetString(PyExc_FloatingPointError, c10::str("step: the loss is ", result.loss, " in step ", state.steps + 1,
                                                        "; the parameters are those of before it")
@@ -161,13 +162,12 @@ PyObject* call(PyObject* self, PyObject* const* args, size_t flags, PyObject* ke
     return nullptr;
   }
   State& state = state_of(self);
+  const Turn turn(state);
   if (!unchanged(state)) Py_RETURN_NONE;
   read_settings(state);
   Arguments arguments = arguments_of(state, args[0], args[1], given > 2 ? args[2] : nullptr);
-  const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
-  TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread; make one for each thread");
   const StepResult result = one_step(state, arguments, nullptr);
-  if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
+  if (result.outcome != Outcome::Done) raise(state, result);
   count(state);
   bump_versions(state);
   return loss_of(state, result).release();
@@ -177,17 +177,16 @@ PyObject* gradients(PyObject* self, PyObject* args) {
   PyObject *x, *y, *weight = nullptr;
   if (!PyArg_ParseTuple(args, "OO|O", &x, &y, &weight)) return nullptr;
   State& state = state_of(self);
+  const Turn turn(state);
   const Object found = Object::taken(PyList_New(0));
   if (!unchanged(state)) return PyTuple_Pack(2, Py_None, found.get());
   Arguments arguments = arguments_of(state, x, y, weight);
-  const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
-  TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread; make one for each thread");
   Tensors list;
   for (const Learned& p : state.parameters) {
-    list.push_back(p.trains() ? at::detail::empty_cpu(p.value.sizes(), state.dtype) : Tensor());
+    list.push_back(p.trains() ? at::detail::empty_cpu(p.value().sizes(), state.dtype) : Tensor());
   }
   const StepResult result = one_step(state, arguments, &list);
-  if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
+  if (result.outcome != Outcome::Done) raise(state, result);
   for (const Tensor& t : list) {
     python::append(found.get(), t.defined() ? python::object_of(t) : Object::shared(Py_None));
   }
@@ -204,6 +203,7 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
     return nullptr;
   }
   State& state = state_of(self);
+  const Turn turn(state);
   if (!unchanged(state)) return PyLong_FromLong(-1);
   read_settings(state);
   Arguments arguments = arguments_of(state, x, y, weight);
@@ -225,8 +225,6 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
     check(lr, "lr", at::kDouble, {batches, static_cast<int64_t>(groups)});
     TORCH_CHECK_VALUE(lr.is_contiguous(), "step: lr must be contiguous");
   }
-  const std::unique_lock<std::mutex> lock(state.busy, std::try_to_lock);
-  TORCH_CHECK(lock.owns_lock(), "step: this step is running in another thread; make one for each thread");
   check_parameters(state);
   state.batches = begin;
   StepResult result{};
@@ -274,7 +272,12 @@ PyObject* epoch(PyObject* self, PyObject* args, PyObject* keywords) {
     }
   });
   if (state.batches > begin) bump_versions(state);
-  if (result.outcome != Outcome::Done) raise(state, result, arguments.y);
+  if (result.outcome == Outcome::WrongTarget && order.defined()) {
+    const int64_t row = order.const_data_ptr<int64_t>()[state.batches * batch_size + result.row];
+    TORCH_CHECK_INDEX(row >= 0 && row < arguments.x.size(0), "step: order must hold rows from 0 to ",
+                      arguments.x.size(0) - 1, ", got ", row, " for row ", result.row, " of the batch");
+  }
+  if (result.outcome != Outcome::Done) raise(state, result);
   return PyLong_FromLongLong(state.batches);
 }
 

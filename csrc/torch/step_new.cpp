@@ -18,10 +18,10 @@ void check_layers(const State& state) {
   TORCH_CHECK_VALUE(state.chain.fusible(),
                     "step: an activation has parameters with which its derivative cannot be read ", "from its output");
   for (size_t i = 0; i < state.parameters.size(); ++i) {
-    const Tensor& a = state.parameters[i].value;
+    const Tensor& a = state.parameters[i].value();
     if (!a.defined() || a.numel() == 0) continue;
     for (size_t j = 0; j < i; ++j) {
-      const Tensor& b = state.parameters[j].value;
+      const Tensor& b = state.parameters[j].value();
       if (!b.defined() || b.numel() == 0) continue;
       const auto end = [](const Tensor& t) {
         int64_t last = 1;
@@ -58,17 +58,25 @@ void read_parameters(State& state, PyObject* weights, PyObject* biases, PyObject
   const size_t depth = state.depth();
   state.parameters.resize(2 * depth);
   for (size_t i = 0; i < 2 * depth; ++i) {
+    static const Tensor none;
     Learned& p = state.parameters[i];
+    p.tensor = &none;
     const Object value = i < depth ? python::item(weights, i) : python::item(biases, i - depth);
     if (i < depth || !value.is_none()) {
-      p.value = tensor(value.get(), i < depth ? "weights" : "biases");
+      p.tensor = &tensor(value.get(), i < depth ? "weights" : "biases");
       p.object = value;
     }
     const int64_t group = python::integer_of(python::item(group_of, i).get());
     TORCH_CHECK_VALUE(group >= -1 && group < static_cast<int64_t>(state.groups.size()), "step: group_of must hold ",
                       "numbers of groups, or -1, got ", group);
     p.group = static_cast<int>(group);
-    p.count = python::integer_of(python::item(counts, i).get());
+    p.trained = p.trains();
+    const Object count = python::item(counts, i);
+    if (python::is_plain_tensor(count.get()) && is_counter(python::tensor_of(count.get()))) {
+      p.counter = python::tensor_of(count.get());
+    } else {
+      p.count = python::integer_of(count.get());
+    }
     const Object list = python::item(states, i);
     if (list.is_none()) continue;
     const size_t size = python::length_of(list.get());
@@ -78,7 +86,7 @@ void read_parameters(State& state, PyObject* weights, PyObject* biases, PyObject
       if (!entry.is_none()) p.state[s] = tensor(entry.get(), "state");
     }
   }
-  state.dtype = state.parameters[0].value.scalar_type();
+  state.dtype = state.parameters[0].value().scalar_type();
   TORCH_CHECK_TYPE(state.dtype == at::kBFloat16 || state.dtype == at::kFloat || state.dtype == at::kDouble,
                    "step: weights must be float32, float64 or bfloat16, got ", text(state.dtype));
 }
@@ -88,25 +96,11 @@ void read_masters(State& state, PyObject* masters) {
   if (state.dtype != at::kBFloat16) return;
   for (size_t i = 0; i < state.parameters.size(); ++i) {
     Learned& p = state.parameters[i];
-    if (!p.value.defined() || p.group < 0) continue;
+    if (!p.value().defined() || p.group < 0) continue;
     TORCH_CHECK_TYPE(masters && masters != Py_None, "step: masters must be given for bfloat16 parameters");
     p.master = tensor(python::item(masters, i).get(), "masters");
-    check(p.master, c10::str("masters[", i, "]"), at::kFloat, p.value.sizes());
+    check(p.master, c10::str("masters[", i, "]"), at::kFloat, p.value().sizes());
     TORCH_CHECK_VALUE(p.master.is_contiguous(), "step: masters[", i, "] must be contiguous");
-  }
-}
-
-void check_states(const State& state) {
-  for (size_t i = 0; i < state.parameters.size(); ++i) {
-    const Learned& p = state.parameters[i];
-    int64_t stride = 0;
-    for (const Tensor& s : p.state) {
-      if (!s.defined()) continue;
-      check(s, c10::str("state[", i, "]"), wide(state.dtype), p.value.sizes());
-      TORCH_CHECK_VALUE(stride == 0 || row_stride(s) == stride, "step: the tensors of state[", i,
-                        "] must have the same strides");
-      stride = row_stride(s);
-    }
   }
 }
 
@@ -154,10 +148,15 @@ void read_watched(State& state, PyObject* watched) {
 
 void read_sizes(State& state, PyObject* sizes) {
   python::for_each(sizes, [&](const Object& entry) {
-    const Object entries = python::item(entry.get(), 0);
-    TORCH_CHECK_TYPE(PyDict_Check(entries.get()) || PyList_Check(entries.get()),
-                     "step: sizes must begin with dicts or lists, got ", Py_TYPE(entries.get())->tp_name);
-    state.sizes.push_back({entries, python::integer_of(python::item(entry.get(), 1).get())});
+    const Object container = python::item(entry.get(), 0);
+    TORCH_CHECK_TYPE(PyDict_Check(container.get()) || PyList_Check(container.get()),
+                     "step: sizes must begin with dicts or lists, got ", Py_TYPE(container.get())->tp_name);
+    Sized sized{container, python::integer_of(python::item(entry.get(), 1).get()), {}};
+    all_entries(container.get(), [&](PyObject* object) {
+      sized.entries.push_back(Object::shared(object));
+      return true;
+    });
+    state.sizes.push_back(std::move(sized));
   });
 }
 
@@ -194,7 +193,6 @@ std::unique_ptr<State> new_state(PyObject* args, PyObject* keywords) {
   read_parameters(*state, weights, biases, group_of, states, counts);
   read_masters(*state, masters);
   check_layers(*state);
-  check_states(*state);
   read_dropout(*state, dropout);
   read_loss(*state, loss, loss_parameters, reduction, on_nan, class_weight, label_smoothing);
   TORCH_CHECK_VALUE(max_norm > 0, "step: max_norm must be positive, got ", max_norm);

@@ -32,6 +32,28 @@ double number(PyObject* value, const Setting& setting) {
 
 }  // namespace
 
+bool is_counter(const Tensor& t) {
+  return t.numel() == 1 && t.device().is_cpu() && t.layout() == at::kStrided &&
+         (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble);
+}
+
+int64_t Learned::updates() const {
+  if (!counter.defined()) return count;
+  const double number =
+      counter.scalar_type() == at::kDouble ? *counter.const_data_ptr<double>() : *counter.const_data_ptr<float>();
+  return number >= 0 && number < 0x1p62 ? static_cast<int64_t>(number) : 0;
+}
+
+void Learned::updated() {
+  if (!counter.defined()) {
+    ++count;
+  } else if (counter.scalar_type() == at::kDouble) {
+    ++*counter.mutable_data_ptr<double>();
+  } else {
+    ++*counter.mutable_data_ptr<float>();
+  }
+}
+
 std::string text(at::ScalarType dtype) { return "torch." + std::string(c10::getDtypeNames(dtype).first); }
 
 void check(const Tensor& t, const std::string& name, at::ScalarType dtype, c10::IntArrayRef shape) {
@@ -48,8 +70,8 @@ void check_parameters(const State& state) {
   const size_t depth = state.depth();
   int64_t in = -1;
   for (size_t l = 0; l < depth; ++l) {
-    const Tensor& w = state.parameters[l].value;
-    const Tensor& b = state.parameters[depth + l].value;
+    const Tensor& w = state.parameters[l].value();
+    const Tensor& b = state.parameters[depth + l].value();
     const bool good = w.dim() == 2 && (in < 0 || w.size(1) == in) && w.scalar_type() == state.dtype &&
                       w.device().is_cpu() && (w.stride(1) == 1 || w.size(1) == 1) &&
                       (!b.defined() || (b.dim() == 1 && b.size(0) == w.size(0) && b.scalar_type() == state.dtype &&
@@ -60,11 +82,21 @@ void check_parameters(const State& state) {
                       b.defined() ? b.toString() : "");
     in = w.size(0);
   }
-  for (const Learned& p : state.parameters) {
+  for (size_t i = 0; i < state.parameters.size(); ++i) {
+    const Learned& p = state.parameters[i];
+    const Tensor* first = nullptr;
     for (const Tensor& s : p.state) {
-      TORCH_CHECK_VALUE(!s.defined() || s.sizes() == p.value.sizes(), "step: the state of a parameter of shape ",
-                        p.value.sizes(), " must have that shape, got ", s.sizes());
+      if (!s.defined()) continue;
+      if (!first) first = &s;
+      const bool good = s.device().is_cpu() && s.layout() == at::kStrided && s.scalar_type() == wide(state.dtype) &&
+                        s.sizes() == p.value().sizes() && (s.stride(-1) == 1 || s.size(-1) == 1) &&
+                        row_stride(s) == row_stride(*first);
+      TORCH_CHECK_VALUE(good, "step: the tensors of state[", i, "] must be dense ", text(wide(state.dtype)),
+                        " on the CPU, of shape ", p.value().sizes(), " with rows of adjacent elements, ",
+                        "and all of the same strides, got ", s.toString(), " ", s.sizes());
     }
+    TORCH_CHECK_VALUE(!p.counter.defined() || is_counter(p.counter), "step: a count must be one number in float32 or ",
+                      "float64 on the CPU, got ", p.counter.toString(), " ", p.counter.sizes());
   }
 }
 
@@ -74,10 +106,18 @@ bool unchanged(const State& state) {
     if ((value ? value : Py_None) != watched.value.get()) return false;
   }
   for (const Sized& sized : state.sizes) {
-    PyObject* entries = sized.entries.get();
-    if ((PyDict_Check(entries) ? PyDict_GET_SIZE(entries) : PyList_GET_SIZE(entries)) != sized.size) return false;
+    PyObject* container = sized.container.get();
+    if ((PyDict_Check(container) ? PyDict_GET_SIZE(container) : PyList_GET_SIZE(container)) != sized.size) return false;
+    if (sized.size == 0) continue;
+    auto entry = sized.entries.begin();
+    const bool same = all_entries(
+        container, [&](PyObject* object) { return entry != sized.entries.end() && (entry++)->get() == object; });
+    if (!same || entry != sized.entries.end()) return false;
   }
-  return !is_watched(state);
+  // What trains for the first time gets a state from the optimizer.
+  const bool begins = std::any_of(state.parameters.begin(), state.parameters.end(),
+                                  [](const Learned& p) { return !p.trained && p.trains() && p.updates() == 0; });
+  return !begins && !is_watched(state);
 }
 
 void read_settings(State& state) {

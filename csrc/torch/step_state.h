@@ -4,12 +4,13 @@
 #include <ATen/core/Generator.h>
 
 #include <array>
+#include <atomic>
 #include <limits>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "../cpu/step.h"
+#include "keeper.h"
 #include "losses.h"
 #include "network.h"
 #include "optimizers.h"
@@ -22,21 +23,30 @@ using python::Object;
 
 // A weight or a bias of the network.
 struct Learned {
-  Object object;
-  Tensor value;
+  Object object;  // the Parameter; none where a layer has no bias
+  // In the object, which alone holds it: a reference of C++ would hide the Parameter's hooks and attributes from the
+  // garbage collector.
+  const Tensor* tensor = nullptr;
   int group = -1;
-  Tensor master;  // of 16 bits: the float32 numbers that it is rounded from
+  bool trained = false;  // when the step was made
+  Tensor master;         // of 16 bits: the float32 numbers that it is rounded from
   Tensor state[MAX_STATES];
-  int64_t count = 0;
-  bool trains() const { return value.defined() && group >= 0 && value.requires_grad(); }
+  Tensor counter;     // the optimizer's own number of updates, where it has one
+  int64_t count = 0;  // of updates, where there is no counter
+
+  const Tensor& value() const { return *tensor; }
+  bool trains() const { return object && group >= 0 && value().requires_grad(); }
+  int64_t updates() const;
+  void updated();
 };
 
 struct Watched {
   Object dictionary, key, value;
 };
 struct Sized {
-  Object entries;  // a dict or a list
+  Object container;  // a dict or a list
   Py_ssize_t size;
+  std::vector<Object> entries;  // as they were at first: keys and values, or items
 };
 
 using Settings = std::array<double, MAX_SETTINGS>;
@@ -63,21 +73,63 @@ struct State {
   std::vector<Sized> sizes;
   Tensor scale, shift;
 
-  std::mutex busy;  // one step at a time
+  std::atomic<bool> busy = false;
   Pool pool;
-  int64_t steps = 0, batches = 0, kept = 0;
-  double norm = std::numeric_limits<double>::quiet_NaN();
+  // Other threads may ask for them during a call.
+  std::atomic<int64_t> steps = 0, batches = 0, kept = 0;
+  std::atomic<double> norm = std::numeric_limits<double>::quiet_NaN();
 
   size_t depth() const { return chain.size(); }
-  int64_t inputs() const { return parameters[0].value.size(1); }
-  int64_t outputs() const { return parameters[depth() - 1].value.size(0); }
+  int64_t inputs() const { return parameters[0].value().size(1); }
+  int64_t outputs() const { return parameters[depth() - 1].value().size(0); }
+
+  template <class F>
+  void each_object(F f) const {
+    for (const Learned& p : parameters) f(p.object);
+    for (const Object& group : groups) f(group);
+    for (const Object& key : keys) f(key);
+    for (const Watched& w : watched) f(w.dictionary), f(w.key), f(w.value);
+    for (const Sized& sized : sizes) {
+      f(sized.container);
+      for (const Object& entry : sized.entries) f(entry);
+    }
+  }
+};
+inline State& state_of(PyObject* self) { return python::kept_by<State>(self); }
+
+// A call's turn, which it takes before it reads or writes anything. Throws while another has it, be that one in this
+// thread, running Python code.
+class Turn {
+ public:
+  explicit Turn(State& state) : busy_(state.busy) {
+    TORCH_CHECK(!busy_.exchange(true), "step: this step is running in another thread; make one for each thread");
+  }
+  ~Turn() { busy_.store(false, std::memory_order_release); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic<bool>& busy_;
 };
 
-struct StepObject {
-  PyObject_HEAD vectorcallfunc call;
-  State* state;
-};
-inline State& state_of(PyObject* self) { return *reinterpret_cast<StepObject*>(self)->state; }
+// Calls f with the keys and values of a dict, or the items of a list, until f returns false; whether it never did.
+template <class F>
+bool all_entries(PyObject* container, F f) {
+  if (PyList_Check(container)) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(container); ++i) {
+      if (!f(PyList_GET_ITEM(container, i))) return false;
+    }
+    return true;
+  }
+  PyObject *key = nullptr, *value = nullptr;
+  for (Py_ssize_t at = 0; PyDict_Next(container, &at, &key, &value);) {
+    if (!f(key) || !f(value)) return false;
+  }
+  return true;
+}
+
+// Whether it is a number as torch's optimizers count in.
+bool is_counter(const Tensor& t);
 
 template <class F>
 auto with_dtype(at::ScalarType dtype, F f) {
@@ -95,7 +147,7 @@ void check(const Tensor& t, const std::string& name, at::ScalarType dtype, c10::
 
 int64_t row_stride(const Tensor& t);
 
-// Parameters may have been given other memory (`.data = `): throws where their shapes no longer fit.
+// Parameters and their states may have been given other memory (`.data = `): throws where it no longer fits.
 void check_parameters(const State& state);
 
 // Whether the network is still the one that the step was made for, and the step's to compute.

@@ -65,7 +65,7 @@ class Autograd:
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters of the groups that want a gradient; where there is a master, not that."""
-        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        held = self._held()
         if self.masters.of:
             parameter_of = {master: parameter for parameter, master in self.masters.of.items()}
             held = [parameter_of.get(p, p) for p in held]
@@ -74,8 +74,9 @@ class Autograd:
     def step(self, x: Any, y: Any, weight: Tensor | None, number: int) -> Tensor:
         trained = self.trained()
         updated = [self.masters.of.get(p, p) for p in trained] if self.masters.of else trained
-        held = [(p, p.grad) for p in (trained if updated is trained else {*trained, *updated})]
-        for p, _ in held:
+        # Of frozen ones too, as the optimizer updates whatever has a gradient.
+        held = {p: p.grad for p in (*self.masters.of, *self._held())}
+        for p in held:
             p.grad = None
         try:
             loss = self._loss(x, y, weight)
@@ -90,7 +91,7 @@ class Autograd:
             self.optimizer.step()
             self.masters.write()
         finally:
-            for p, grad in held:
+            for p, grad in held.items():
                 p.grad = grad
         return loss.detach()
 
@@ -99,6 +100,9 @@ class Autograd:
         loss = self._loss(x, y, weight)
         found = torch.autograd.grad(loss, trained, allow_unused=True) if trained else ()
         return loss.detach(), {p: g for p, g in zip(trained, found, strict=True) if g is not None}
+
+    def _held(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _loss(self, x: Any, y: Any, weight: Tensor | None) -> Tensor:
         with torch.enable_grad():

@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from pyperc import _C
 from pyperc.activation import chain
-from pyperc.runs import ordinary_everywhere_because
+from pyperc.runs import autocast_because, ordinary_everywhere_because
 from pyperc.step.network import Network, NotNative
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Native:
 
     def __init__(self, other: Autograd, steps: int) -> None:
         """For the step that `other` takes by autograd, of which `steps` were taken."""
-        reason = ordinary_everywhere_because() or ("autocast is on" if torch.is_autocast_enabled("cpu") else None)
+        reason = ordinary_everywhere_because() or autocast_because(other.model.device)
         if reason is not None:
             raise NotNative(reason)
         if other.model.device.type != "cpu":
@@ -71,6 +71,15 @@ class Native:
             for p, i in zip(self.held, groups, strict=True)
         ]
         counts = [0 if i < 0 else self._count(p, kind) for p, i in zip(self.held, groups, strict=True)]
+        # What the state holds of each parameter, and whether it holds other tensors than those that a step writes.
+        self.seen = {p: dict(self.state[p]) if p in self.state else {} for p in self.held if p is not None}
+        self.incomplete = any(
+            t is not seen and (seen is not None or p.requires_grad)
+            for p, held, tensors in zip(self.parameters, self.held, self.tensors, strict=True)
+            if p is not None and held is not None
+            for t, seen in ((t, self.seen[held].get(name)) for name, t in zip(self.names, tensors, strict=False))
+            if t is not None
+        )
         try:
             self.step = _C.Step(
                 [linear.weight for linear in network.linears],
@@ -100,7 +109,6 @@ class Native:
         except (TypeError, ValueError) as refusal:
             raise NotNative(str(refusal)) from None
         self.step.steps = self.begin = steps
-        self.written = {p for p in self.held if p in self.state}
 
     def gradients(self, x: Any, y: Any, weight: Tensor | None) -> tuple[Tensor, dict[nn.Parameter, Tensor]] | None:
         loss, gradients = self.step.gradients(x, y, weight)
@@ -108,16 +116,24 @@ class Native:
             return None
         return loss, {p: g for p, g in zip(self.parameters, gradients, strict=True) if p is not None and g is not None}
 
-    def write_state(self) -> None:
-        """Brings the optimizer's state up to date: what torch's optimizer would hold now."""
+    def write_state(self) -> bool:
+        """Brings the optimizer's state up to date: what torch's optimizer would hold now. True where that took an
+        object that was not there, so that the state is another one than this engine was made for."""
+        changed = False
         for p, tensors, count in zip(self.held, self.tensors, self.step.counts, strict=True):
             own = {name: t for name, t in zip(self.names, tensors, strict=False) if t is not None}
-            if p is None or not own or not count or (p in self.written and p not in self.state):
-                continue  # the last: somebody has emptied it
+            if p is None or not own:
+                continue
+            seen, now = self.seen[p], self.state.get(p, {})
             if self.names[0] != "momentum_buffer":
-                own["step"] = torch.tensor(float(count))
-            self.state[p].update(own)
-            self.written.add(p)
+                own["step"] = _counted(seen.get("step"), count)
+            for name, t in own.items():
+                known = seen.get(name)
+                # What somebody else has put there or taken away meanwhile stays as it is.
+                if t is not known and now.get(name) is known and (count or known is not None):
+                    self.state[p][name] = seen[name] = t
+                    changed = True
+        return changed
 
     def _tensors(self, p: nn.Parameter | None, kind: str, group: dict[str, Any]) -> list[Tensor | None]:
         """The optimizer's state of a parameter, zeros where there is none yet; None where the settings need none."""
@@ -125,16 +141,29 @@ class Native:
         needed = {"momentum_buffer": bool(group["momentum"])} if kind == "sgd" else {"max_exp_avg_sq": group["amsgrad"]}
         state = self.state.get(p, {})
         return [
-            (state[name].contiguous() if name in state else torch.zeros(p.shape, dtype=p.dtype))
+            (torch.zeros(p.shape, dtype=p.dtype) if state.get(name) is None else state[name].contiguous())
             if needed.get(name, True)
             else None
             for name in self.names
         ]
 
-    def _count(self, p: nn.Parameter | None, kind: str) -> int:
+    def _count(self, p: nn.Parameter | None, kind: str) -> int | Tensor:
+        """Of the updates; torch's own tensor, where there is one, in which the native code goes on counting."""
         assert p is not None
         state = self.state.get(p, {})
-        return int("momentum_buffer" in state) if kind == "sgd" else int(state.get("step", 0))
+        if kind == "sgd":
+            return int(state.get("momentum_buffer") is not None)
+        count: int | Tensor = state.get("step", 0)
+        return count if isinstance(count, Tensor) else int(count)
+
+
+def _counted(step: Any, count: int) -> Tensor:
+    """The optimizer's tensor with that number in it, and a new one where it has none."""
+    if not isinstance(step, Tensor) or step.is_inference():
+        return torch.tensor(float(count))
+    if step != count:
+        step.fill_(count)
+    return step
 
 
 def _kind(optimizer: Optimizer) -> str:
@@ -159,8 +188,9 @@ def _hooks(optimizer: Optimizer) -> tuple[dict[int, Any], ...]:
 
 
 def _sizes(optimizer: Optimizer) -> list[tuple[Any, int]]:
-    """An emptied state is begun anew."""
-    return [(entries, len(entries)) for entries in (*_hooks(optimizer), optimizer.param_groups, optimizer.state)]
+    """A state that is emptied, or of which a part is replaced, is begun anew."""
+    containers = (*_hooks(optimizer), optimizer.param_groups, optimizer.state, *optimizer.state.values())
+    return [(entries, len(entries)) for entries in containers]
 
 
 def _per_feature(value: float | Tensor, linear: nn.Linear) -> float | Tensor:

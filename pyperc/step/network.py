@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pyperc.activation import MODULE_TYPES
-from pyperc.blocks import Block
+from pyperc.blocks import Block, line_now
 from pyperc.nn import Sequential
 from pyperc.runs import GLOBAL_HOOKS, HOOKS, LINEAR_TYPES, hangs_on, ordinary_because, stretch_from
 
@@ -73,7 +73,8 @@ class Network:
             if not segment:
                 raise NotNative("a Dropout follows no layer, or none follows it")
             reason = ordinary_because(segment[stop]) or "an activation that follows no linear layer"
-            raise NotNative(f"of {type(segment[stop]).__name__}: {reason}", _foreign(self.model, segment[stop]))
+            what = f"a native step is one run of layers, which {type(segment[stop]).__name__} interrupts: {reason}"
+            raise NotNative(what, _foreign(self.model, segment[stop]))
         self.linears += stretch.linears
         self.layers += stretch.layers
         self.dropout += [0.0] * (len(stretch.linears) - 1) + [dropout]
@@ -89,12 +90,12 @@ class Network:
             self._watch_attributes(module)
             yield module
             return
-        if isinstance(module, Block) and (line := module.line()) is not None:
+        if isinstance(module, Block) and (line := line_now(module)) is not None:
             for family, _ in line.families:
                 self._watch_children(family)
-            for passed, _, _ in line.passed:
+            for passed, *_ in line.passed:
                 self._watch(passed)
-                self._watch_attributes(passed)
+            self.watched += [read.watched() for read in line.reads]
         self._watch_children(children)
         for child in children.values():
             if child is None:
@@ -122,7 +123,7 @@ def _children(module: nn.Module) -> dict[str, Any] | None:
     """What a container, or the line of a block, calls one after the other; None where it is a layer."""
     if isinstance(module, nn.Sequential) and type(module).forward in _CONTAINERS:
         return module._modules
-    if isinstance(module, Block) and (line := module.line()) is not None and not line.hooked():
+    if isinstance(module, Block) and (line := line_now(module)) is not None and not line.hooked():
         return line.container._modules
     return None
 

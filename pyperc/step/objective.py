@@ -15,6 +15,8 @@ from pyperc import _C, functional
 Loss: TypeAlias = str | nn.Module | Callable[[Tensor, Tensor], Tensor]
 INFO = {info.name: info for info in _C.losses()}
 HALVES = (torch.bfloat16, torch.float16)
+SIGNED = ("logistic", "hinge", "squared_hinge")
+"""The losses whose targets are -1 and +1."""
 # torch's names for losses of the list.
 _KNOWN: dict[Any, str] = {F.cross_entropy: "cross_entropy", F.mse_loss: "mse"}
 _MODULES: dict[type, tuple[str, tuple[str, ...]]] = {

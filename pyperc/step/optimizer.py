@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -26,15 +28,32 @@ class Masters:
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.of = {p: nn.Parameter(p.detach().float()) for p in parameters if p.dtype in HALVES}
-        self._versions = {p: p._version for p in self.of}
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of the parameters: versions, and where their numbers lie. An alias keeps that place taken."""
+        self._versions = [-1] * len(self.of)
+        self._places = [(p.data_ptr(), p.detach()) for p in self.of]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"of": self.of}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.of = state["of"]
+        self._forget()  # versions begin anew in a copy
 
     def read(self) -> None:
-        """Takes over what somebody else has written into a parameter since; what only rounds the master leaves it."""
-        for parameter, master in self.of.items():
-            if parameter._version != self._versions[parameter]:
+        """Takes over what somebody else has written into a parameter since; what only rounds the master leaves it.
+
+        Seen are writes that torch counts, and other memory that is given to a parameter (`p.data = `), but not what is
+        written through `p.data` in place.
+        """
+        for i, (parameter, master) in enumerate(self.of.items()):
+            if parameter._version != self._versions[i] or parameter.data_ptr() != self._places[i][0]:
                 with torch.no_grad():
                     master.copy_(master.where(master.to(parameter.dtype) == parameter, parameter.float()))
-                self._versions[parameter] = parameter._version
+                self._versions[i] = parameter._version
+                self._places[i] = parameter.data_ptr(), parameter.detach()
 
     def write(self) -> None:
         for parameter, master in self.of.items():
@@ -45,16 +64,31 @@ class Masters:
 
     def written(self) -> None:
         """The parameters hold the masters' values."""
-        for parameter in self.of:
-            self._versions[parameter] = parameter._version
+        self._versions = [parameter._version for parameter in self.of]
 
     @torch.no_grad()
     def load(self, values: Sequence[Tensor]) -> None:
         if len(values) != len(self.of):
             raise ValueError(f"load_state_dict: masters must be {len(self.of)} tensors, got {len(values)}")
-        for (parameter, master), value in zip(self.of.items(), values, strict=True):
+        for master, value in zip(self.of.values(), values, strict=True):
             master.copy_(value)
-            self._versions[parameter] = -1
+        self._forget()
+
+
+def plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, also in a dict, list or tuple: torch.load refuses numpy's in what was saved."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: plain(entry) for key, entry in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+
+def check_closure(optimizer: Optimizer) -> None:
+    """Raises for one that computes the loss several times in a step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(f"TrainStep: optimizer must step without a closure, which {type(optimizer).__name__} does not")
 
 
 def as_groups(model: nn.Module, params: Any) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pyperc.step.graphed import Graphed
 from pyperc.step.native import Handover, Native
 from pyperc.step.network import NotNative
 from pyperc.step.objective import Loss, Objective
-from pyperc.step.optimizer import Masters, as_groups, check_owner, make, take_schedules
+from pyperc.step.optimizer import Masters, as_groups, check_closure, check_owner, make, plain, take_schedules
 
 if TYPE_CHECKING:
     from pyperc.explain import Explanation
@@ -28,6 +28,14 @@ T = TypeVar("T")
 
 def _never() -> bool:
     return False
+
+
+def _checked(order: Tensor, rows: int) -> Tensor:
+    """Indexing takes negative rows for others."""
+    for row in map(int, order.aminmax()):
+        if not 0 <= row < rows:
+            raise IndexError(f"step: order must hold rows from 0 to {rows - 1}, got {row}")
+    return order
 
 
 class TrainStep:
@@ -42,20 +50,24 @@ class TrainStep:
         model: a network. One that is a single run of linear layers, activations and Dropout (`pyperc.MLP`, what
             `pyperc.fuse` made, an nn.Sequential) takes the native engine, any other autograd; `explain` says why.
         loss: "cross_entropy", "mse", "logistic", "hinge" or "squared_hinge" (see `pyperc.functional`), an
-            nn.CrossEntropyLoss or nn.MSELoss, or any function of scores and target that returns one number.
+            nn.CrossEntropyLoss or nn.MSELoss, or any function of scores and target that returns one number. The
+            targets of "logistic" and of the hinges are -1 and +1.
         optimizer: "sgd", "adam" or "adamw", or one of torch.optim over the model's parameters.
-        lr: a number, or a function of the number of steps taken before; torch's default where it is not given.
+        lr: a number, or a function of the number of steps taken before. Where it is not given it is torch's default,
+            1e-3 for "sgd", "adam" and "adamw" alike; "sgd" usually wants more.
         params: torch's parameter groups, [{"params": ..., "lr": ...}, ...]; all parameters where it is not given.
             Frozen ones (requires_grad=False) stay as they are.
-        reduction: "mean", which divides by the sum of the weights, or "sum".
-        weight: of the classes, or of the outputs for a loss of single numbers.
-        label_smoothing, ignore_index: as torch.nn.CrossEntropyLoss has them.
-        threshold: of the hinge losses.
-        scale, shift: the model is given x * scale + shift; numbers, or tensors that broadcast. uint8 images count as
-            numbers: scale=1 / 255.
-        clip_grad_norm: the 2-norm of all gradients together is cut down to this before the update.
+        reduction: "mean" (the default), which divides by the sum of the weights, or "sum".
+        weight: for cross_entropy of the classes, [classes]; for a loss of single numbers of the outputs, [out]. None,
+            the default, weighs all alike.
+        label_smoothing, ignore_index: as torch.nn.CrossEntropyLoss has them, 0 and -100 by default.
+        threshold: of the hinge losses, 1 by default.
+        scale, shift: the model is given x * scale + shift; numbers (1 and 0 by default), or tensors that broadcast.
+            uint8 images count as numbers: scale=1 / 255.
+        clip_grad_norm: the 2-norm of all gradients together is cut down to this before the update; None, the default,
+            leaves them.
         on_nan: "raise" for a FloatingPointError where a loss is NaN or infinite, with the number of the step,
-            before anything is changed; "ignore" goes on, as torch does.
+            before anything is changed; "ignore" (the default) goes on, as torch does.
         options: those of torch's optimizer, by its names and with its defaults: momentum, dampening, weight_decay,
             nesterov, maximize for sgd; betas, eps, weight_decay, amsgrad, maximize for adam and adamw.
 
@@ -93,6 +105,9 @@ class TrainStep:
             raise TypeError(f"TrainStep: model must be an instance of torch.nn.Module, got {type(model).__name__}")
         if on_nan not in ("ignore", "raise"):
             raise ValueError(f"TrainStep: on_nan must be ignore or raise, got {on_nan!r}")
+        lr, clip_grad_norm, options = plain((lr, clip_grad_norm, options))
+        if clip_grad_norm is not None and not isinstance(clip_grad_norm, int | float):
+            raise TypeError(f"TrainStep: clip_grad_norm must be a number or None, got {clip_grad_norm!r}")
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ValueError(f"TrainStep: clip_grad_norm must be positive, got {clip_grad_norm}")
         self.model = model
@@ -109,6 +124,7 @@ class TrainStep:
             given = [*options, *(name for name, value in (("lr", lr), ("params", params)) if value is not None)]
             if given:
                 raise TypeError(f"TrainStep: {given[0]} belongs to the optimizer, which was given with its own")
+            check_closure(optimizer)
             check_owner("optimizer", model, optimizer.param_groups)
             self.optimizer = optimizer
         else:
@@ -137,9 +153,18 @@ class TrainStep:
     def __call__(self, x: Any, y: Any, weight: Tensor | None = None) -> Tensor:
         """One step. The loss before it, detached: for 16-bit models in float32.
 
-        x is what the model takes; float32, float64 and uint8 are converted to its dtype. y is for cross_entropy int64
-        classes [*] or probabilities [*, classes], else numbers like the scores. `weight` [*] multiplies the samples'
+        x is what the model takes, [*, in]; float32, float64 and uint8 are converted to its dtype. y is for
+        cross_entropy int64 classes [*] or probabilities [*, classes]; for the other losses it has the shape of the
+        scores, [*, out], and the model's dtype: [n, 1], not [n], for one output. `weight` [*] multiplies the samples'
         losses, and their mean divides by its sum.
+
+        Raises TypeError or ValueError that names x, y or weight, IndexError for a class that is none, and with
+        on_nan="raise" FloatingPointError; nothing is updated then. Also what the model raises.
+
+        >>> import pyperc, torch
+        >>> step = TrainStep(pyperc.MLP([4, 1]), "mse", "adam")
+        >>> step(torch.randn(16, 4), torch.randn(16, 1)).shape
+        torch.Size([])
         """
         call = self._call
         if call is not None:
@@ -160,7 +185,14 @@ class TrainStep:
     def gradients(self, x: Any, y: Any, weight: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its gradient for each parameter that is trained, by name; nothing is updated.
 
-        Neither clipping nor weight decay is in them, and they are not negated by `maximize`.
+        Neither clipping nor weight decay is in them, and they are not negated by `maximize`. Arguments and errors are
+        those of a step.
+
+        >>> import pyperc, torch
+        >>> step = TrainStep(pyperc.MLP([4, 3]))
+        >>> loss, gradients = step.gradients(torch.randn(16, 4), torch.randint(3, (16,)))
+        >>> {name: [*gradient.shape] for name, gradient in gradients.items()}, step.steps
+        ({'0.weight': [3, 4], '0.bias': [3]}, 0)
         """
         self._prepare()
         loss, gradients = self._by_either(
@@ -184,6 +216,14 @@ class TrainStep:
         Batch b is rows order[b size : (b + 1) size] of x, y and weight; the last may be shorter. `order` is int64, None
         for the rows as they lie. losses[b], float64, is written for each; its length is the number of batches. No batch
         begins when `seconds` are over, the first apart; `batches` is the next one even where an exception came between.
+
+        Raises what a step raises, of the batch that it came in; the batches before it have been taken.
+
+        >>> import pyperc, torch
+        >>> step = TrainStep(pyperc.MLP([4, 8, 3]), "cross_entropy", "adam")
+        >>> x, y, losses = torch.randn(100, 4), torch.randint(3, (100,)), torch.zeros(4, dtype=torch.float64)
+        >>> step.epoch(x, y, torch.randperm(100), 32, losses), step.steps
+        (4, 4)
         """
         self._prepare()
         self.batches, end = begin, time.perf_counter() + seconds
@@ -199,7 +239,7 @@ class TrainStep:
         def batch_by_batch() -> bool:
             while self.batches < len(losses):
                 span = slice(self.batches * batch_size, (self.batches + 1) * batch_size)
-                rows = span if order is None else order[span]
+                rows = span if order is None else _checked(order[span], len(x))
                 losses[self.batches] = self(x[rows], y[rows], None if weight is None else weight[rows])
                 self.batches += 1
                 if time.perf_counter() > end:
@@ -231,18 +271,17 @@ class TrainStep:
         """
         if self._native is not None:
             with contextlib.suppress(TypeError, ValueError):
-                result = natively(self._native)
+                result = self._by(self._native, natively)
                 if result is not None:
                     return result
         refusal: Exception | None = None
         native = None if self._refused() else self._bind()
         if native is not None:
             try:
-                result = natively(native)
+                result = self._by(native, natively)
             except (TypeError, ValueError) as error:
                 refusal, result = error, None
             if result is not None:
-                native.write_state()
                 return result
             self._give_back()
         try:
@@ -251,6 +290,13 @@ class TrainStep:
             if refusal is None:
                 raise
             raise refusal from None
+
+    def _by(self, native: Native, natively: Callable[[Native], T | None]) -> T | None:
+        try:
+            return natively(native)
+        finally:
+            if native.incomplete:
+                self._write_state()
 
     def _bind(self) -> Native | None:
         """The native engine for the model and the optimizer as they are now; None where it is none."""
@@ -263,7 +309,8 @@ class TrainStep:
             self._refused = reason.holds
             return None
         self._refused = _never
-        self._call = None if self._schedules or self._masters.of else self._native.step
+        ready = not (self._schedules or self._masters.of or self._native.incomplete)
+        self._call = self._native.step if ready else None
         return self._native
 
     def _give_back(self) -> None:
@@ -276,8 +323,8 @@ class TrainStep:
             self._steps = native.step.steps
 
     def _write_state(self) -> None:
-        if self._native is not None:
-            self._native.write_state()
+        if self._native is not None and self._native.write_state():
+            self._give_back()  # the next step's engine watches what is new
 
     def _hang_on_optimizer(self) -> None:
         self.optimizer.register_state_dict_pre_hook(Handover(weakref.WeakMethod(self._write_state)))
@@ -333,7 +380,7 @@ class TrainStep:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, or the state_dict of torch's optimizer of the same kind.
 
-        A run goes on with the same bits from the model's state, this and that of torch's random generator.
+        From the model's state, this one and that of torch's random generator a run resumes with bit-identical results.
         """
         self._give_back()
         self.optimizer.load_state_dict(state_dict)
