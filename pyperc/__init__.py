@@ -8,7 +8,7 @@ torch.Size([32, 10])
 `fuse` does the same for a network that exists already; `explain` says what runs where.
 """
 
-import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ from pyperc.nn import MLP, Linear  # noqa: E402
 from pyperc.operators import decompositions  # noqa: E402
 from pyperc.step import TrainStep  # noqa: E402
 
+# What is imported when it is first asked for, and from where.
 _NEED_SCIKIT_LEARN = {
     "features": "features",
     "linear_model": "linear_model",
@@ -50,14 +51,21 @@ _NEED_SCIKIT_LEARN = {
     "MLPClassifier": "neural_network",
     "MLPRegressor": "neural_network",
 }
+_LATER = {"datasets": "datasets", "sharding": "sharding", "train": "train", **_NEED_SCIKIT_LEARN}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs an extra, imported when it is first asked for: `pyperc.linear_model`, `pyperc.MLPClassifier`, ..."""
-    if name not in _NEED_SCIKIT_LEARN:
+    """`pyperc.train`, `pyperc.linear_model`, `pyperc.MLPClassifier`, ..."""
+    if name not in _LATER:
         raise AttributeError(f"module 'pyperc' has no attribute {name!r}")
-    module = importlib.import_module(f"pyperc.{_NEED_SCIKIT_LEARN[name]}")
-    return module if name == _NEED_SCIKIT_LEARN[name] else getattr(module, name)
+    module = importlib.import_module(f"pyperc.{_LATER[name]}")
+    return module if name == _LATER[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Without what cannot be had: `help` asks for each of the names."""
+    missing = _NEED_SCIKIT_LEARN if importlib.util.find_spec("sklearn") is None else ()
+    return [*globals(), *(name for name in _LATER if name not in missing)]
 
 
 __all__ = [

@@ -37,12 +37,15 @@ LABELS = {"pyperc": "pyperc", "torch": "plain torch"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0; 1 where training failed or a claim does not hold; 2 for bad arguments; 130 after Ctrl-C.
+    0; 1 where training failed, a claim does not hold or an extra is missing; 2 for bad arguments; 130 after Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
+    except ImportError as error:
+        print(f"python -m pyperc: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -54,27 +57,57 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     about = commands.add_parser("info", help="versions, instruction sets, threads, CUDA")
-    about.add_argument("--json", action="store_true", help="for a program")
+    about.add_argument("--json", action="store_true", help="print them as JSON, for a program to read")
     about.set_defaults(run=_info)
 
-    learn = commands.add_parser("train", help="train a classifier and print its curve")
+    learn = commands.add_parser("train", help="train a classifier of images and print its loss and errors by epoch")
     add, names = learn.add_argument, pyperc.activations()
-    add("--data", default="digits", metavar="NAME", help="digits, or mnist:DIR with the four IDX files (%(default)s)")
-    add("--sizes", type=_positive, nargs="+", metavar="N", help="widths, input to output (two hidden layers of 256)")
-    add("--activation", default="relu", choices=names, metavar="NAME", help=f"{', '.join(names)} (%(default)s)")
-    add("--epochs", type=_positive, default=20, metavar="N", help="passes over the data (%(default)s)")
-    add("--batch-size", type=_positive, default=64, metavar="N", help="samples in a step (%(default)s)")
-    add("--loss", default="cross_entropy", choices=LOSSES, metavar="NAME", help=f"{', '.join(LOSSES)} (%(default)s)")
-    add("--optimizer", default="sgd", choices=RATES, help="(%(default)s)")
-    add("--lr", type=_step, metavar="X", help=f"the step ({', '.join(f'{o} {lr:g}' for o, lr in RATES.items())})")
-    add("--momentum", type=_step, metavar="X", help="of sgd (none)")
-    add("--seed", type=_seed, default=0, metavar="N", help="of the weights and the shuffling (%(default)s)")
-    add("--dtype", default="float32", choices=DTYPES, help="of weights and samples (%(default)s)")
-    add("--threads", type=_positive, metavar="N", help="that torch may use (its own choice)")
+    add(
+        "--data",
+        default="digits",
+        metavar="NAME",
+        help="digits, which need scikit-learn, or mnist:DIR, a folder with the four IDX files (default: %(default)s)",
+    )
+    add(
+        "--sizes",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="widths of the layers, from the input to the output (default: two hidden layers of 256)",
+    )
+    add(
+        "--activation",
+        default="relu",
+        choices=names,
+        metavar="NAME",
+        help=f"of the hidden layers: {', '.join(names)} (default: %(default)s)",
+    )
+    add("--epochs", type=_positive, default=20, metavar="N", help="passes over the data (default: %(default)s)")
+    add("--batch-size", type=_positive, default=64, metavar="N", help="samples in a step (default: %(default)s)")
+    add(
+        "--loss",
+        default="cross_entropy",
+        choices=LOSSES,
+        metavar="NAME",
+        help=f"{', '.join(LOSSES)} (default: %(default)s)",
+    )
+    add("--optimizer", default="sgd", choices=RATES, help="torch's, by its formulas (default: %(default)s)")
+    rates = ", ".join(f"{lr:g} for {name}" for name, lr in RATES.items())
+    add("--lr", type=_step, metavar="X", help=f"the learning rate (default: {rates})")
+    add("--momentum", type=_step, metavar="X", help="momentum of sgd (default: none)")
+    add(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="of the initial weights and of the shuffling (default: %(default)s)",
+    )
+    add("--dtype", default="float32", choices=DTYPES, help="of the weights and the samples (default: %(default)s)")
+    add("--threads", type=_positive, metavar="N", help="how many torch may use (default: as many as it chooses)")
     add("--compare", choices=["torch"], help="train the same network with torch's own loop beside it, and time both")
-    add("--save", type=_writable, metavar="FILE", help="write the trained weights, for torch.load")
-    add("--plot", type=_writable, metavar="FILE", help="draw the curves, as a PNG for example")
-    add("--json", action="store_true", help="print the figures for a program; all else goes to stderr")
+    add("--save", type=_writable, metavar="FILE", help="write the trained weights here, for torch.load")
+    add("--plot", type=_writable, metavar="FILE", help="draw loss and errors by epoch here, as a PNG for example")
+    add("--json", action="store_true", help="print the figures as JSON to stdout, and all else to stderr")
     add("--no-progress", action="store_true", help="show no progress bar")
     learn.set_defaults(run=_train, error=learn.error)
 
@@ -136,7 +169,7 @@ def _train(options: argparse.Namespace) -> int:
         isa, threads = _C.isa(), torch.get_num_threads()
         mean, std = data.moments
         data = data.standardised().to(dtype)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         options.error(str(error))
 
     networks: dict[str, nn.Module] = {"pyperc": model}

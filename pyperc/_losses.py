@@ -165,16 +165,15 @@ def _check(what: str, input: Tensor, target: Tensor, weight: Tensor | None, redu
         raise ValueError(f"{what}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing but autograd watches, and the kernels have the dtype: where not, torch composes."""
+def _plain(input: Tensor, *others: Tensor | None) -> bool:
+    """Whether nothing but autograd of `input` watches, and the kernels have the dtype: where not, torch composes."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    first = tensors[0]
-    assert first is not None
     return (
-        first.dtype in (torch.float32, torch.float64)
-        and first.device.type == "cpu"
-        and not any(t is not None and (t.is_neg() or (t is not first and t.requires_grad)) for t in tensors)
+        input.dtype in (torch.float32, torch.float64)
+        and input.device.type == "cpu"
+        and not input.is_neg()
+        and not any(t is not None and (t.is_neg() or t.requires_grad) for t in others)
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0

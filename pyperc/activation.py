@@ -34,6 +34,25 @@ _ATTRIBUTES: dict[str, tuple[type[nn.Module], dict[str, str]]] = {
 def activations() -> tuple[str, ...]:
     """The names of the activations, in the order of the native list.
 
+        identity    s
+        relu        max(0, s)
+        leaky_relu  s where s > 0, else negative_slope s            negative_slope=0.01
+        elu         s where s > 0, else alpha (e^s - 1)             alpha=1
+        softplus    s where beta s > threshold, else
+                    log(1 + e^(beta s)) / beta                      beta=1, threshold=20
+        tanh        tanh(s)
+        sigmoid     1 / (1 + e^-s)
+        gelu        s Phi(s), Phi the normal distribution function
+        gelu_tanh   s/2 (1 + tanh(sqrt(2/pi) (s + 0.044715 s^3)))
+        silu        s / (1 + e^-s)
+        hardtanh    s, cut to [min_val, max_val]                    min_val=-1, max_val=1
+        heaviside   1 where s >= 0, else 0
+        sign        +1 where s >= 0, else -1
+
+    With parameters: ("leaky_relu", {"negative_slope": 0.2}) or nn.LeakyReLU(0.2). torch.nn has a class for each but
+    heaviside and sign, whose derivative is 0 everywhere: in an nn.Sequential they are `pyperc.nn.Activation("sign")`.
+    sign(0) is +1, where torch.sign has 0.
+
     >>> "leaky_relu" in activations()
     True
     """

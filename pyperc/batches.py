@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -55,13 +56,13 @@ class Reading:
         """X and y, a row for each sample; X on its own memory where a step reads its dtype."""
         if y is None:
             raise ValueError(f"fit: {y_name} must hold a target for each row of {x_name}, got None")
-        x = _tensor(X)
+        x = _tensor(x_name, X)
         if x.ndim < 2 or len(x) == 0:
             raise ValueError(f"fit: {x_name} must be [samples, features] with at least one, got {list(x.shape)}")
         if x.is_complex() or x.layout != torch.strided:
             raise TypeError(f"fit: {x_name} must be a dense real array, got {x.dtype} of layout {x.layout}")
         x = x.to(self.parameter.device, x.dtype if x.dtype in READABLE else self.parameter.dtype)
-        target = self.target(y)
+        target = self.target(y, y_name)
         if target.ndim == 0 or len(target) != len(x):
             raise ValueError(
                 f"fit: {y_name} must have a row for each of the {len(x)} rows of {x_name}, got {list(target.shape)}"
@@ -70,14 +71,14 @@ class Reading:
 
     def batch(self, X: Any) -> Tensor:
         """A batch as the model is given it."""
-        given = _tensor(X)
+        given = _tensor("X", X)
         x, scale = self._flat(given.to(self.parameter.device, self.parameter.dtype)), self.scale_of(given)
         numbers = isinstance(scale, int | float) and isinstance(self.shift, int | float)
         return x if numbers and (scale, self.shift) == (1, 0) else x * scale + self.shift
 
-    def target(self, y: Any) -> Tensor:
+    def target(self, y: Any, name: str = "y") -> Tensor:
         """Classes as int64, all else in the model's dtype, where the loss has a name; a row for each sample."""
-        target = _tensor(y).to(self.parameter.device)
+        target = _tensor(name, y).to(self.parameter.device)
         if target.is_floating_point():
             target = target.to(self.parameter.dtype)
         elif self.loss:
@@ -115,8 +116,13 @@ def _pair(batch: Any) -> Any:
     return batch
 
 
-def _tensor(array: Any) -> Tensor:
-    return array.detach() if isinstance(array, Tensor) else tensor_of(array)
+def _tensor(name: str, array: Any) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.detach()
+    try:
+        return tensor_of(array)
+    except TypeError:  # what numpy has, and torch has not
+        raise TypeError(f"fit: {name} must hold numbers, got {np.asarray(array).dtype.type.__name__}") from None
 
 
 class Step(Protocol):

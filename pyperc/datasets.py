@@ -21,8 +21,11 @@ class Dataset(NamedTuple):
     y_train: Tensor
     """int64 [n], each label in 0 ... classes - 1"""
     x_test: Tensor
+    """float32 [m, features], as x_train"""
     y_test: Tensor
+    """int64 [m], as y_train"""
     classes: int
+    """how many there are"""
 
     @property
     def features(self) -> int:
@@ -40,7 +43,7 @@ class Dataset(NamedTuple):
         return float(mean), float(std) or 1.0
 
     def standardised(self) -> "Dataset":
-        """(x - mean) / std with the `moments` of the training pixels, for both parts: descent goes further in an epoch.
+        """(x - mean) / std with the `moments` of the training pixels, for both parts: training takes fewer epochs.
 
         Example:
             >>> data = digits().standardised()
@@ -63,7 +66,7 @@ def digits(seed: int = 0, test_fraction: float = 0.2) -> Dataset:
         test_fraction: the part that is kept for testing, in (0, 1).
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: scikit-learn, which holds them, is not installed.
         ValueError: `test_fraction` is not between 0 and 1, or leaves one part with fewer samples than classes.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
@@ -159,6 +162,11 @@ def mnist(directory: str | Path) -> Dataset:
         ValueError: a file is damaged or truncated, holds something else, or does not fit the others.
 
     Source: Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits, 1998.
+
+    Example:
+        >>> mnist("/nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: mnist: looked in /nowhere for train-images-idx3-ubyte, ...
     """
     folder = Path(directory).expanduser()
     found = {name: next(filter(Path.is_file, (folder / name, folder / f"{name}.gz")), None) for name in MNIST_FILES}

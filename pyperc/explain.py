@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pyperc import _C, functional
-from pyperc.activation import chain, describe
-from pyperc.blocks import Block
+from pyperc.activation import Resolved, chain, describe
+from pyperc.blocks import Block, Line
 from pyperc.fuse import is_candidate, straight_line
 from pyperc.nn import Linear, Sequential, observed_by
 from pyperc.runs import (
-    LINEAR_TYPES,
     Stretch,
+    autocast_because,
     call_native,
     ordinary_because,
     ordinary_everywhere_because,
@@ -33,10 +33,10 @@ from pyperc.step import TrainStep
 class Backward:
     """How the backward pass of a native call runs on the CPU, if there is one; str() says it in words.
 
-    `split` is how dw and the chain of ds share the pass: "rows", each thread sums dw over its own rows; "tiles", the
-    chain of all layers, then tiles of dw; "layers", one layer's dw and dx at a time. `chunk` is the rows that go
-    through the chain together; by "layers", those of dx that are made together where it is not made by columns, and 0
-    in 16 bits, where both products go block by block, in memory that each thread keeps.
+    `split` is how dw and the chain of ds share the pass: "rows", each thread sums dw over its own rows; "layers", one
+    layer's dw and dx at a time. `chunk` is the rows that go through the chain together; by "layers", those of dx that
+    are made together where it is not made by columns, and 0 in 16 bits, where both products go block by block, in
+    memory that each thread keeps.
     """
 
     threads: int
@@ -49,7 +49,6 @@ class Backward:
         by_layers = f"by columns or by chunks of {self.chunk} rows" if self.chunk else "block by block"
         way = {
             "rows": f"{by_rows}, {self.chunk} a chunk",
-            "tiles": f"the chain of ds first, {self.chunk} rows a chunk, then tiles of dw",
             "layers": f"layer by layer, dw and then dx, {by_layers}",
         }
         return f"{self.threads} thread{'s' * several}, {way[self.split]}"
@@ -57,13 +56,30 @@ class Backward:
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of an explanation: a layer with the activation fused into it, or a child called as a module.
+    """One line of an explanation: a layer with the activation fused into it, or a module that is called as it is.
 
-    `name` is the module's name in the model; `call` is "fused", "ordinary" or "candidate" (an nn.Sequential that
-    `pyperc.fuse` would change); `run` counts the native calls, so layers of the same `run` are computed in one.
-    `path` is "native" or "aten" for a fused layer; `note` says why something is not native or not fused. The other
-    fields are the plan's, and empty or 0 where there is none; `flops` are those of the forward product, 2 m n k;
-    `backward` is that of the run.
+        name        the module's name in the model
+        module      its class, and the widths of a linear layer
+        activation  that is computed with it
+        call        "fused"; "ordinary", a call of the module itself; "candidate", which `pyperc.fuse` would change
+        run         counts the native calls: layers of the same run are computed in one
+        path        of a fused layer: "native", or "aten", torch's own operations
+        isa         instruction set; on a GPU its architecture
+        dtype       of the numbers that go in; under autocast what it makes of them
+        threads     that share the forward pass of the run
+        kernel      "gemm", a product by tiles, or "dot", sums along the weight's rows, for few rows or columns; in 16
+                    bits also what is multiplied
+        tile        of gemm rows of x by columns of the output, whose sums stay in registers; of dot rows by the numbers
+                    in a vector
+        blocking    rows of x that are taken together, and k, the terms of a sum that are added up before the next
+                    block; what several threads share; and how many blocks a long batch is taken in where no x is kept
+        pack        how the weight is read: transposed into panels, in place, or along its rows
+        saved       what f' is read from, and backward keeps: "output", x(l); "summation", s(l); or "nothing"
+        flops       of the forward product, 2 m n k
+        note        why something is not native or not fused
+        backward    that of the run
+
+    What a plan does not say is empty or 0.
     """
 
     name: str
@@ -89,7 +105,8 @@ class Layer:
 class Explanation:
     """What `explain` returns: `layers` is the data, str() a table of it, with a line for each way to go backward.
 
-    Of a `pyperc.TrainStep` also the `engine` that runs it, and the `note` that says why it is not the native one.
+    Of a `pyperc.TrainStep` also the `engine` that takes it, and the `note` that says why it is not the native one; the
+    layers are then those of its model's own call, not of the step.
     """
 
     layers: tuple[Layer, ...]
@@ -103,56 +120,50 @@ class Explanation:
 
     def __str__(self) -> str:
         if self.engine:
-            return f"engine: {self.engine}{self.note and ', as ' + self.note}\n\n{Explanation(self.layers)}"
+            engine = f"engine: {self.engine}{self.note and ', as ' + self.note}"
+            return f"{engine}\n\nmodel(x) called by itself, which is not the step:\n{Explanation(self.layers)}"
         if not self.layers:
-            return "no nn.Sequential with a linear layer, and no pyperc.Linear"
+            return "no linear layer was called"
         return "\n".join([_table(self.layers), *_backward(self.layers)])
 
     __repr__ = __str__
 
 
 def explain(model: nn.Module | TrainStep, *inputs: Any, **keywords: Any) -> Explanation:
-    """What runs when `model(*inputs, **keywords)` is called: for each layer of each fused container its path, ISA,
-    threads and blocking, or the reason for an ordinary call; and the containers that `pyperc.fuse` would change. Of a
-    native call on the CPU also how its backward pass goes, whether or not anything needs a gradient now: with dx where
-    its input requires one, or is made within the model.
+    """What runs when `model(*inputs, **keywords)` is called: for each layer of what is fused its path, ISA, threads and
+    blocking, or the reason for an ordinary call; what `pyperc.fuse` would change; and for each other module that calls
+    linear layers the reason why it would not. Of a native call on the CPU also how its backward pass goes, whether or
+    not anything needs a gradient now: with dx where its input requires one, or is made within the model.
 
     The model is called once, without gradients and in evaluation mode (restored afterwards), so that neither
     statistics nor random numbers advance. A container that is called several times is explained by its first call; one
-    that is not called has no input to plan for, and is said to be so. For a `pyperc.TrainStep` its model is explained,
-    and which engine takes the step.
+    that is not called has no input to plan for, and is said to be so. Of a `pyperc.TrainStep` it says which engine
+    takes the step, and explains its model's own call, which the native engine does not make.
 
-    Raises TypeError if `model` is not an nn.Module, and whatever the call raises.
+    Raises TypeError if `model` is not an nn.Module or no input is given, and whatever the call raises.
 
-    >>> explanation = explain(Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Dropout()), torch.zeros(2, 4))
-    >>> [(layer.name, layer.call, layer.activation) for layer in explanation.layers]
-    [('0', 'fused', 'relu'), ('2', 'ordinary', '')]
+    >>> model = Sequential(Linear(4, 3, activation="relu"), nn.LayerNorm(3), nn.Linear(3, 2))
+    >>> print(explain(model, torch.zeros(5, 4)))  # `Layer` says what the columns are
+    name  module        activation  call      run  path    isa   dtype    threads  kernel  tile  blocking     pack  note
+    ----  ------------  ----------  --------  ---  ------  ---...
+    0     Linear(4, 3)  relu        fused     0    native  ...   float32  1        gemm    ...   rows 5, k 4  weight ...
+    1     LayerNorm               ordinary                                        LayerNorm is not a layer that is fused
+    2     Linear(3, 2)  identity    fused     1    native  ...   float32  1        gemm    ...   rows 5, k 3  weight ...
+    <BLANKLINE>
+    backward of runs 0, 1: 1 thread, dw is summed over the rows, 5 a chunk
     """
     if isinstance(model, TrainStep):
         return Explanation(explain(model.model, *inputs, **keywords).layers, *model.choice())
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be an instance of torch.nn.Module, got {type(model).__name__}")
     model = model._modules.get("_orig_mod") or model  # torch.compile's wrapper: its calls are recorded elsewhere
-    observed = _observe(model, inputs, keywords)
-    layers: list[Layer] = []
-    run = itertools.count()
-    for name, module in model.named_modules():
-        if is_candidate(module):
-            layers.append(Layer(name, type(module).__name__, "candidate", note="pyperc.fuse would fuse it"))
-        elif isinstance(module, Sequential):
-            names = [f"{name}.{key}" if name else key for key in module._modules]
-            layers += _children(
-                names, list(module._modules.values()), observed.get(module, _Call("the container was not called")), run
-            )
-        elif isinstance(module, Block) and (line := module.line()) is not None:
-            names = [f"{name}.{child}" if name else child for child in line.names]
-            call = observed.get(line.container, _Call("the block was not called, or not with a tensor alone"))
-            layers += _children(names, list(line.container._modules.values()), call, run)
-        elif straight_line(module) is not None:
-            layers.append(Layer(name, type(module).__name__, "candidate", note="pyperc.fuse would fuse it"))
-        elif module in observed:
-            layers += _children([name], [module], observed[module], run)
-    return Explanation(tuple(layers))
+    try:
+        observed = _observe(model, inputs, keywords)
+    except TypeError as error:
+        if inputs or keywords:
+            raise
+        raise TypeError("explain: expected an example input after the model, explain(model, x), got none") from error
+    return Explanation(tuple(_Tree(observed).lines("", model)))
 
 
 @dataclass
@@ -166,10 +177,10 @@ class _Call:
 def _observe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> dict[nn.Module, _Call]:
     """The first call of each fused container, and of each pyperc.Linear that is called as a module."""
     observed: dict[nn.Module, _Call] = {}
-    given = {t.untyped_storage().data_ptr() for t in tree_leaves((inputs, keywords)) if type(t) is torch.Tensor}
+    given = {t.untyped_storage().data_ptr() for t in tree_leaves((inputs, keywords)) if type(t) is Tensor}
 
     def as_trained(x: Any) -> Any:
-        if type(x) is not torch.Tensor or not x.is_floating_point() or x.untyped_storage().data_ptr() in given:
+        if type(x) is not Tensor or not x.is_floating_point() or x.untyped_storage().data_ptr() in given:
             return x
         return x.detach().requires_grad_()
 
@@ -201,85 +212,157 @@ def _observe(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
     return observed
 
 
-def _children(names: Sequence[str], children: Sequence[nn.Module], call: _Call, run: Iterator[int]) -> list[Layer]:
-    """The lines for the children of one container, in their order; `run` numbers the native calls."""
-    layers: list[Layer] = []
-    stretches = list(call.stretches)
-    position = 0
-    while position < len(children):
-        child = children[position]
-        if stretches and stretches[0][0].children[0] is child:
-            stretch, x = stretches.pop(0)
-            stop = position + len(stretch.children)
-            layers += _stretch(names[position:stop], stretch, x, run)
-            position = stop
+class _Tree:
+    """The lines of a model, from the top down. A module has them once; `run` numbers the native calls."""
+
+    def __init__(self, observed: dict[nn.Module, _Call]) -> None:
+        self.observed = observed
+        self.explained: set[nn.Module] = set()
+        self.run = itertools.count()
+
+    def lines(self, name: str, module: nn.Module) -> list[Layer]:
+        """Those of a module and of all that is in it; none where that holds no linear layer."""
+        if module in self.explained:
+            return []
+        if isinstance(module, Sequential):
+            call = self.observed.get(module, _Call("the container was not called"))
+            lines = self._in_turn([_joined(name, key) for key in module._modules], list(module), call)
         else:
-            note = call.ordinary_because or ordinary_because(child) or "an activation that follows no linear layer"
-            layers.append(Layer(names[position], type(child).__name__, "ordinary", note=note))
-            position += 1
-    return layers
+            lines = self._own(name, module)
+            for key, child in module._modules.items():
+                lines += [] if child is None else self.lines(_joined(name, key), child)
+        if lines:
+            self.explained.add(module)
+        return lines
+
+    def _own(self, name: str, module: nn.Module) -> list[Layer]:
+        """Those of a module that is no fused container: of its line, of a pyperc.Linear, or why it has none."""
+        line = straight_line(module)
+        if isinstance(line, Line):
+            self.explained.update(passed for passed, *_ in line.passed)
+            if isinstance(module, Block):
+                call = self.observed.get(line.container, _Call("the block was not called, or not with a tensor alone"))
+                return self._in_turn([_joined(name, key) for key in line.names], list(line.container), call)
+            return [Layer(name, type(module).__name__, "candidate", note="pyperc.fuse would fuse it")]
+        if is_candidate(module):
+            return [Layer(name, type(module).__name__, "candidate", note="pyperc.fuse would fuse its linear layers")]
+        if module in self.observed:
+            return self._in_turn([name], [module], self.observed[module])
+        if isinstance(module, nn.Linear) and not name:
+            line = "alone it is not fused: a pyperc.Linear is, and an nn.Sequential after pyperc.fuse"
+        elif isinstance(module, _LISTS) or not _calls_linear(module):
+            return []
+        return [Layer(name, type(module).__name__, "ordinary", note=line)]
+
+    def _in_turn(self, names: Sequence[str], children: Sequence[nn.Module], call: _Call) -> list[Layer]:
+        """The lines for the children of one container, in their order."""
+        lines: list[Layer] = []
+        stretches = list(call.stretches)
+        position = 0
+        while position < len(children):
+            name, child, stop = names[position], children[position], position + 1
+            if stretches and stretches[0][0].children[0] is child:
+                stretch, x = stretches.pop(0)
+                stop = position + len(stretch.children)
+                lines += _stretch(names[position:stop], stretch, x, self.run)
+            elif own := self.lines(name, child):
+                lines += own
+            elif child not in self.explained:
+                note = call.ordinary_because or ordinary_because(child) or "an activation that follows no linear layer"
+                lines.append(Layer(name, type(child).__name__, "ordinary", note=note))
+            position = stop
+        return lines
+
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)
+
+
+def _calls_linear(module: nn.Module) -> bool:
+    """Whether it has a linear layer of torch to call by itself, as a child or in a list."""
+    return any(
+        (isinstance(child, nn.Linear) and not isinstance(child, Linear))
+        or (isinstance(child, _LISTS) and _calls_linear(child))
+        for child in module.children()
+    )
+
+
+def _joined(name: str, child: str) -> str:
+    return f"{name}.{child}" if name else child
 
 
 def _stretch(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int]) -> list[Layer]:
     """The lines for one native call: its linear layers, or all of its children where the tensors forbid the call."""
     weights, biases = stretch.operands()
-    if functional.is_distributed(x):
+    if takes_part((x, *weights, *biases)):
+        return _ordinary(names, stretch, "a tensor subclass or a TorchFunctionMode takes part")
+    if isinstance(x, Tensor) and (reason := autocast_because(x.device)) is not None:
+        # What autocast makes of each tensor but those of float64.
+        dtype = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+        plan: dict[str, Any] = {"path": "aten", "reason": reason, "layers": [{}] * len(weights)}
+    elif functional.is_distributed(x):
         return _sharded(names, stretch, x, run)
-    try:
-        refusal = "a tensor subclass or a TorchFunctionMode takes part" if takes_part((x, *weights, *biases)) else ""
-        plan = {} if refusal else _C.plan(x, weights, biases, chain(stretch.layers))
-    except (TypeError, ValueError) as error:
-        refusal = str(error)
-    if refusal:
-        return [
-            Layer(name, type(child).__name__, "ordinary", note=refusal)
-            for name, child in zip(names, stretch.children, strict=True)
-        ]
+    else:
+        try:
+            dtype, plan = x.dtype, _C.plan(x, weights, biases, chain(stretch.layers))
+        except (TypeError, ValueError) as refusal:
+            return _ordinary(names, stretch, str(refusal))
     number = next(run)
     backward = Backward(**plan["backward"]) if "backward" in plan else None
-    own = {entry.name for entry in fields(Layer)}
-    linears = [pair for pair in zip(names, stretch.children, strict=True) if type(pair[1]) in LINEAR_TYPES]
+    own = {entry.name for entry in fields(Layer)} - {"activation"}
     return [
-        Layer(
+        _fused(
             name,
-            f"{type(linear).__name__}({layer['in']}, {layer['out']})",
-            "fused",
+            linear,
+            resolved,
             run=number,
             path=plan["path"],
             isa=plan.get("isa", ""),
-            dtype=str(x.dtype).removeprefix("torch."),
+            dtype=str(dtype).removeprefix("torch."),
             threads=plan.get("threads", 0),
             note=plan["reason"],
             backward=backward,
-            **{key: value for key, value in layer.items() if key in own and key != "activation"},
-            activation=describe(resolved).replace("'", ""),
+            **{key: value for key, value in layer.items() if key in own},
         )
-        for (name, linear), resolved, layer in zip(linears, stretch.layers, plan["layers"], strict=True)
+        for (name, linear), resolved, layer in zip(
+            _linears(names, stretch), stretch.layers, plan["layers"], strict=True
+        )
     ]
 
 
 def _sharded(names: Sequence[str], stretch: Stretch, x: Any, run: Iterator[int]) -> list[Layer]:
     """The lines for a stretch of DTensors, which is as many native calls as there are rules for its parts."""
     layers: list[Layer] = []
-    linears = [pair for pair in zip(names, stretch.children, strict=True) if type(pair[1]) in LINEAR_TYPES]
+    linears = _linears(names, stretch)
 
     def observer(start: int, stop: int, rule: str | None) -> None:
         number = None if rule is None else next(run)
         for (name, linear), resolved in zip(linears[start:stop], stretch.layers[start:stop], strict=True):
-            module = f"{type(linear).__name__}({linear.in_features}, {linear.out_features})"
-            activation = describe(resolved).replace("'", "")
             if rule is None:
                 note = "DTensors placed in a way that has no rule: torch's operations"
-                layers.append(Layer(name, module, "ordinary", activation=activation, note=note))
+                layers.append(_fused(name, linear, resolved, call="ordinary", note=note))
             else:
-                note = f"DTensors: {rule}"
-                layers.append(Layer(name, module, "fused", run=number, activation=activation, path="native", note=note))
+                layers.append(_fused(name, linear, resolved, run=number, path="native", note=f"DTensors: {rule}"))
 
     functional.sharded(x, *stretch.operands(), stretch.layers, observer)
     if not layers:
         for i in range(len(linears)):
             observer(i, i + 1, None)
     return layers
+
+
+def _ordinary(names: Sequence[str], stretch: Stretch, note: str) -> list[Layer]:
+    named = zip(names, stretch.children, strict=True)
+    return [Layer(name, type(child).__name__, "ordinary", note=note) for name, child in named]
+
+
+def _linears(names: Sequence[str], stretch: Stretch) -> list[tuple[str, nn.Linear]]:
+    named = zip(names, stretch.children, strict=True)
+    return [(name, child) for name, child in named if isinstance(child, nn.Linear)]
+
+
+def _fused(name: str, linear: nn.Linear, activation: Resolved, call: str = "fused", **plan: Any) -> Layer:
+    module = f"{type(linear).__name__}({linear.in_features}, {linear.out_features})"
+    return Layer(name, module, call, activation=describe(activation).replace("'", ""), **plan)
 
 
 _COLUMNS = (

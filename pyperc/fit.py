@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import numbers
 import os
 import pickle
@@ -21,7 +22,8 @@ from pyperc._progress import Report
 from pyperc.batches import Loader, Reading, Rows, Source
 from pyperc.interrupt import Interrupts
 from pyperc.step import TrainStep
-from pyperc.step.objective import Loss, Objective
+from pyperc.step.objective import SIGNED, Loss, Objective
+from pyperc.step.optimizer import CLASSES, plain
 
 __all__ = ["Epoch", "History", "evaluate", "fit"]
 
@@ -39,7 +41,7 @@ class Epoch(NamedTuple):
     validation_loss: float | None
     """after the epoch"""
     validation_error: float | None
-    """share of the validation samples that are misclassified; None where the loss has no classes"""
+    """share of the validation samples, without those of ignore_index, that are misclassified; None without classes"""
     seconds: float
     """of training alone"""
 
@@ -97,19 +99,22 @@ def fit(
 ) -> History:
     """Trains a network in place, epoch after epoch, by a `pyperc.TrainStep` for each batch.
 
-    Where the step is native an epoch is too: the rows of a shuffled batch are gathered while they are packed, the
-    interpreter's lock is released, and nothing is allocated. Other networks go through autograd with the same results.
+    Where the step is native an epoch is too: each shuffled batch is read directly from X, the interpreter's lock is
+    released, and nothing is allocated. Other networks go through autograd with the same results.
 
     Args:
         X: the samples [n, in]: a tensor, a numpy array, a numpy memmap (read where it is mapped) or anything that numpy
             makes an array of. Images [n, height, width] become rows; other dtypes are converted to the model's. Or a
-            DataLoader of batches (x, y), with a batch size and an order of its own.
-        y: the targets: classes [n] for cross_entropy, else [n, out] or [n].
+            DataLoader of batches (x, y), with a batch size and an order of its own; y, batch_size and generator are
+            left out then.
+        y: the targets: for cross_entropy classes [n] or probabilities [n, classes]; for mse numbers [n, out]; for
+            logistic, hinge and squared_hinge -1 and +1 (not 0 and 1), [n, out]. Of one output [n] will do.
         epochs: passes over the samples, at least 1.
         batch_size: 64 where not given; the last batch of an epoch may be smaller.
         scale, shift: the model is given x * scale + shift, also of the validation samples. Where no scale is given it
             is 1 / 255 for uint8, and 1 for all else.
-        loss, optimizer, lr, options: those of `pyperc.TrainStep`; a loss that is NaN or infinite raises.
+        loss, optimizer, lr, options: those of `pyperc.TrainStep`; a loss that is NaN or infinite raises. Where no lr is
+            given it is torch's 1e-3, which for "sgd" is little.
         validation: (X, y) or a DataLoader, for a loss and an error after each epoch.
         shuffle, generator: a new order for each epoch, drawn from the generator, torch's own where none is given.
         callbacks: called with the history after each epoch; one that returns True ends the training. A scheduler of
@@ -119,9 +124,10 @@ def fit(
             after which the training ends; the best epoch's parameters and buffers are then put back.
         progress: print a line for each epoch to stderr, and show a bar there if it is a terminal and tqdm is installed.
         checkpoint: a file, replaced as a whole at the end of an epoch or a batch when `checkpoint_seconds` are over
-            since the last time, on Ctrl-C and at the end. Where it exists the training goes on from it, with the bits
-            of one that was never interrupted: parameters, buffers, the optimizer's state, the place in the epoch and
-            the states of torch's generators are in it.
+            since the last time, on Ctrl-C and at the end. Where it exists the training goes on from it, with results
+            bit-identical to one that was never interrupted: parameters, buffers, the optimizer's state, the place in
+            the epoch and the states of torch's generators are in it. A larger `epochs` trains for longer; a training
+            that `patience` or a callback has ended stays so.
 
     Returns:
         The `History`: a list of `Epoch`s, with `best` and the reason why it ended, `stopped`.
@@ -132,18 +138,40 @@ def fit(
             complete. A second Ctrl-C does not wait. A program with a SIGINT handler of its own keeps it.
         FloatingPointError: a loss became NaN or infinite; the parameters are those before that step.
         ValueError, TypeError: arguments that do not fit, or a checkpoint of another training.
+        IndexError: a class in y that is none of the model's.
 
     Example:
         >>> import pyperc
         >>> from pyperc.datasets import digits
         >>> data = digits()
         >>> _ = torch.manual_seed(0)
-        >>> history = fit(pyperc.MLP([64, 32, 10]), data.x_train, data.y_train, epochs=3, lr=0.3,
+        >>> history = fit(pyperc.MLP([64, 256, 10]), data.x_train, data.y_train, epochs=5, optimizer="adam", lr=1e-3,
         ...               validation=(data.x_test, data.y_test), progress=False)
-        >>> [point.epoch for point in history], history[-1].validation_error < 0.2, history.stopped
-        ([1, 2, 3], True, 'epochs')
+        >>> [point.epoch for point in history], history[-1].validation_error < 0.15, history.stopped
+        ([1, 2, 3, 4, 5], True, 'epochs')
+
+        Two epochs, then two more from the checkpoint, and an end where the validation loss has not improved for three:
+
+        >>> import pathlib, tempfile
+        >>> settings = dict(optimizer="adam", lr=1e-3, validation=(data.x_test, data.y_test), patience=3,
+        ...                 checkpoint=pathlib.Path(tempfile.mkdtemp()) / "run.pt", progress=False)
+        >>> first = fit(pyperc.MLP([64, 32, 10]), data.x_train, data.y_train, epochs=2, **settings)
+        >>> both = fit(pyperc.MLP([64, 32, 10]), data.x_train, data.y_train, epochs=4, **settings)
+        >>> len(first), len(both), both[:2] == first
+        (2, 4, True)
+
+        A DataLoader brings the batches itself:
+
+        >>> from torch.utils.data import TensorDataset
+        >>> loader = DataLoader(TensorDataset(data.x_train, data.y_train), batch_size=64, shuffle=True)
+        >>> len(fit(pyperc.MLP([64, 32, 10]), loader, epochs=1, optimizer="adam", progress=False))
+        1
     """
     _check_counts("fit", epochs=epochs, batch_size=batch_size, patience=patience)
+    _check_options(options)
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"fit: generator must be a torch.Generator or None, got {generator!r}")
+    called = _as_list(callbacks)
     reading = Reading(model, Objective(loss).name, scale, shift)
     source: Source
     if isinstance(X, DataLoader):
@@ -153,6 +181,8 @@ def fit(
         source = Loader(reading, X)
     else:
         source = Rows(reading, X, y, batch_size or 64, shuffle, generator)
+        _check_signs(reading.loss, "y", source.y)
+    _check_validation(reading, validation)
     options = {"on_nan": "raise", "scale": source.scale, "shift": source.shift, **options}
     step = TrainStep(model, loss, optimizer, lr, **options)
     settings = {
@@ -172,7 +202,7 @@ def fit(
                 step=step,
                 source=source,
                 evaluate=None if validation is None else lambda: evaluate(step, reading.pieces(validation)),
-                callbacks=[*callbacks],
+                callbacks=called,
                 epochs=epochs,
                 patience=patience,
                 min_delta=min_delta,
@@ -284,12 +314,13 @@ class _Training:
             "source": self.source.state(),
             "seconds": self.seconds,
             "history": [tuple(epoch) for epoch in self.history],
+            "stopped": self.history.stopped,
             "best": self.best,
             "callbacks": [_state_of(callback) for callback in self.callbacks],
         }
         partial = self.path.with_name(f"{self.path.name}.partial")
         with partial.open("wb") as file:
-            torch.save(content, file)
+            torch.save(plain(content), file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path)
@@ -321,12 +352,14 @@ class _Training:
             if state is not None:
                 callback.load_state_dict(state)
         self.history.extend(Epoch(*epoch) for epoch in content["history"])
+        if content["stopped"] == "callback":  # the other reasons follow from the history
+            self.history.stopped = "callback"
         self.best, self.seconds = content["best"], content["seconds"]
         self.within = self.source.resume(content["source"])
         self.report.resumed(self.path, len(self.history), self.source.position)
 
 
-CONTENT = {"settings", "model", "step", "source", "seconds", "history", "best", "callbacks"}
+CONTENT = {"settings", "model", "step", "source", "seconds", "history", "stopped", "best", "callbacks"}
 
 
 def _state_of(callback: Any) -> Any:
@@ -350,6 +383,46 @@ def _check_counts(function: str, **counts: Any) -> None:
             raise ValueError(f"{function}: {name} must be at least 1, got {count}")
 
 
+def _as_list(callbacks: Any) -> list[Any]:
+    expected = "fit: callbacks must be a list of functions and of torch's schedulers"
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"{expected}, got {callbacks!r}")
+    called = list(callbacks)
+    for i, callback in enumerate(called):
+        if not callable(callback) and not isinstance(callback, LRScheduler):
+            raise TypeError(f"{expected}, got {callback!r} as callbacks[{i}]")
+    return called
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    of_step = {*inspect.signature(TrainStep).parameters, *(name for _, names in CLASSES.values() for name in names)}
+    for option in options:
+        if option not in of_step:
+            own = ", ".join(name for name in inspect.signature(fit).parameters if name != "options")
+            raise TypeError(f"fit: {option} is none of its arguments, {own}, and no option of pyperc.TrainStep")
+
+
+def _check_validation(reading: Reading, validation: Any) -> None:
+    """Before the training, not after its first epoch."""
+    if validation is None or isinstance(validation, DataLoader):
+        return
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        came = type(validation).__name__
+        raise TypeError(
+            f"fit: validation must be (X, y) or a DataLoader, got a {came}"
+            f"{f' of {len(validation)}' if isinstance(validation, tuple | list) else ''}"
+        )
+    _, y = reading.rows("validation[0]", validation[0], "validation[1]", validation[1])
+    _check_signs(reading.loss, "validation[1]", y)
+
+
+def _check_signs(loss: str, name: str, y: Tensor) -> None:
+    """Raises for classes 0 and 1, of which 0 would weigh a sample out."""
+    if loss in SIGNED and bool((y == 0).any()) and bool(((y == 0) | (y == 1)).all()):
+        came = "0 and 1" if bool((y == 1).any()) else "0 alone"
+        raise ValueError(f"fit: {name} must be -1 and +1 for the loss {loss}, got {came}")
+
+
 def evaluate(step: TrainStep, pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float | None]:
     """Loss and share of misclassified samples (None without classes) of batches (x, y), in eval mode."""
     model, mode = step.model, step.model.training
@@ -360,7 +433,10 @@ def evaluate(step: TrainStep, pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[
     model.train(mode)
     if step.loss.name == "cross_entropy":
         classes = target if target.ndim == scores.ndim - 1 else target.argmax(-1)
-        return value, float((scores.argmax(-1) != classes).double().mean())
-    if step.loss.name in ("logistic", "hinge", "squared_hinge"):
+        wrong = scores.argmax(-1) != classes
+        if not target.is_floating_point():
+            wrong = wrong[target != step.loss.ignore_index]
+        return value, float(wrong.double().mean())
+    if step.loss.name in SIGNED:
         return value, float(((scores >= 0) != (target > 0)).double().mean())
     return value, None

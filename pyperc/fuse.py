@@ -8,8 +8,9 @@ from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 from torch import nn
 
-from pyperc.blocks import Block, Line, line_of
+from pyperc.blocks import Block, Line, line_now, line_of
 from pyperc.nn import MLP, Sequential
+from pyperc.reads import NotStraight
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,13 +24,16 @@ def fuse(module: M) -> M:
 
     A module of another class whose forward sends its one argument down a straight line of layers,
     `self.fc2(F.gelu(self.fc1(x)))`, becomes a subclass of its class that computes this line so. Its forward must have
-    no branch and change nothing; it is run once on a stand-in for a tensor (torch.fx). The line is found anew on a call
-    after the module's children or attributes have changed, or it was copied; until then, a call that torch.compile or
+    no branch, change nothing, and read nothing that may change inside, as a list or a dict may; it is run once on a
+    stand-in for a tensor (torch.fx). The line is found anew on a call after the module's children, or attributes and
+    globals that its forward reads, have changed, or it was copied; until then, a call that torch.compile or
     torch.export traces takes the class's own forward.
 
-    Containers that derive from pyperc.nn.Sequential already, and all other modules, stay. Returns `module`.
+    Containers that derive from pyperc.nn.Sequential already, and all other modules, stay; `pyperc.explain` says why one
+    that holds linear layers did. Returns `module`.
 
-    Raises TypeError if `module` is not an nn.Module.
+    Raises TypeError if `module` is not an nn.Module, or holds one of a class that cannot have a subclass; nothing is
+    changed then.
 
     >>> import torch
     >>> model = fuse(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()))
@@ -37,12 +41,17 @@ def fuse(module: M) -> M:
     ('pyperc.nn', True, torch.Size([2, 3]))
     """
     _check_module("fuse", module)
-    for inner in list(module.modules()):
-        line = straight_line(inner)
-        if line is not None or is_candidate(inner):
-            inner.__class__ = fused_class(type(inner))
-        if line is not None:
-            inner.__dict__["_pyperc_line"] = line
+    found: list[tuple[nn.Module, type[nn.Module], Line | None]] = []
+    for inner in module.modules():
+        if is_candidate(inner):
+            found.append((inner, fused_class(type(inner)), None))
+        elif not isinstance(inner, Block) and isinstance(line := straight_line(inner), Line):
+            found.append((inner, fused_class(type(inner)), line))
+    # All or none of it: what could raise has been done.
+    for inner, cls, kept in found:
+        object.__setattr__(inner, "__class__", cls)
+        if kept is not None:
+            inner.__dict__["_pyperc_line"] = kept
     return module
 
 
@@ -61,7 +70,7 @@ def unfuse(module: M) -> M:
         if original is not None:
             for kept in ("_pyperc_runs", "_pyperc_whole", "_pyperc_line"):
                 container.__dict__.pop(kept, None)
-            container.__class__ = original
+            object.__setattr__(container, "__class__", original)
     return module
 
 
@@ -74,18 +83,26 @@ def is_candidate(module: nn.Module) -> bool:
     )
 
 
-def straight_line(module: nn.Module) -> Line | None:
-    """The line of layers as which `fuse` would compute the forward of a module that is no container."""
+def straight_line(module: nn.Module) -> Line | str:
+    """The line of layers as which `fuse` would compute, or computes, the forward of a module; or why it does not."""
+    if isinstance(module, Block) and (line := line_now(module)) is not None:
+        return line
     cls = type(module)
-    if isinstance(module, nn.Sequential | Block) or cls.__module__.split(".")[0] in ("torch", "pyperc"):
-        return None
-    return line_of(module)
+    if isinstance(module, nn.Sequential) or cls.__module__.split(".")[0] in ("torch", "pyperc"):
+        return f"pyperc.fuse leaves the forward of {cls.__name__} to {cls.__module__.split('.')[0]}"
+    try:
+        return line_of(module)
+    except NotStraight as reason:
+        return str(reason)
 
 
 class Made(nn.Module):
     """Base of the classes that `fused_class` makes; they stand in no module by name, so a pickle names `fused_from`."""
 
     fused_from: ClassVar[type[nn.Module]]
+
+    def __init_subclass__(cls) -> None:
+        """In place of that of `fused_from`, which may keep a list of classes, or want arguments."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         reduced = super().__reduce_ex__(protocol)
@@ -103,7 +120,10 @@ def fused_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _FUSED:
         bases = (Made, base, Sequential) if issubclass(base, nn.Sequential) else (Made, Block, base)
         members = {"__module__": base.__module__, "__doc__": base.__doc__, "fused_from": base}
-        _FUSED[base] = types.new_class(f"Fused{base.__name__}", bases, exec_body=lambda body: body.update(members))
+        try:
+            _FUSED[base] = types.new_class(f"Fused{base.__name__}", bases, exec_body=lambda body: body.update(members))
+        except Exception as error:  # a metaclass may do as it likes
+            raise TypeError(f"fuse: no subclass of {base.__qualname__} can be made: {error}") from error
     return _FUSED[base]
 
 

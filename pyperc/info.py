@@ -16,7 +16,14 @@ __all__ = ["info", "text"]
 def info() -> dict[str, Any]:
     """The facts that a bug report needs, as plain values that json can write.
 
-    `isa` is None where PYPERC_ISA names an instruction set that cannot be used; `isa_error` then says why.
+        pyperc, python, torch     versions; torch_built, the torch that the kernels were compiled against
+        platform, processor       of the machine
+        compiler, openmp          of the kernels: its name and version, and whether it had OpenMP
+        isas_built, isas          instruction sets compiled, and those of them that this processor runs, worst first
+        isa, isa_error            the one that is used; None where PYPERC_ISA names one that cannot be, and then why
+        PYPERC_ISA                the environment variable that chooses it, or None: the best
+        threads                   torch.get_num_threads()
+        cuda, cuda_reason         GPU architectures compiled for; None where there are none, and then why
 
     Example:
         >>> facts = info()

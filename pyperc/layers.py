@@ -21,8 +21,8 @@ class Linear(nn.Linear):
     `activation` is a name, a (name, parameters) pair or an nn.Module; its name and the values of its parameters are
     kept in the attributes `activation` and `activation_parameters`.
 
-    Raises ValueError for an unknown activation, and on a call what `pyperc.functional.linear` raises. EE-559,
-    lecture 3.1.
+    Raises TypeError for a bias that is no bool, ValueError for an unknown activation, and on a call what
+    `pyperc.functional.linear` raises. EE-559, lecture 3.1.
 
     >>> Linear(3, 2, activation=("leaky_relu", {"negative_slope": 0.2}))
     Linear(in_features=3, out_features=2, bias=True, activation='leaky_relu', negative_slope=0.2)
@@ -39,6 +39,10 @@ class Linear(nn.Linear):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if bias not in (True, False):
+            raise TypeError(
+                f"Linear: bias must be True or False, got {bias!r}; an activation goes by keyword, activation={bias!r}"
+            )
         name, parameters = resolve(activation)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.activation = name

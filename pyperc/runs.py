@@ -77,6 +77,12 @@ def ordinary_everywhere_because() -> str | None:
     return None
 
 
+def autocast_because(device: torch.device) -> str | None:
+    """Why every layer on a device is torch's own operations now, in the dtype of autocast, or None."""
+    is_on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return "autocast is on" if is_on else None
+
+
 def takes_part(operands: Iterable[Any]) -> bool:
     """True where a tensor subclass or a TorchFunctionMode wants to be shown the calls of F.linear and its like.
 

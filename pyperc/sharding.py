@@ -171,6 +171,12 @@ class ColumnThenRow(ParallelStyle):
     network takes and gives plain tensors that are the same in all processes, or lie as the layouts say. ColwiseParallel
     and RowwiseParallel on its layers give the same numbers, a call for each layer.
 
+    Args:
+        input_layouts: how a plain x lies over the processes: Replicate() (the default), the same in each, or Shard(0),
+            rows of the batch in each; a DTensor says so itself. The whole of x is gathered in each process first.
+        output_layouts: how y is to lie: Replicate() (the default), the same in each, or Shard(0).
+        use_local_output: True (the default) gives y as a plain tensor, each process's part of it; False, as a DTensor.
+
     >>> import pyperc
     >>> import torch.distributed as dist
     >>> from torch.distributed.tensor.parallel import parallelize_module

@@ -30,6 +30,7 @@ class Epoch(NamedTuple):
     train_error: float
     """share of the training samples that are misclassified after the epoch, in [0, 1]"""
     test_error: float
+    """share of the test samples that are misclassified after the epoch, in [0, 1]"""
     samples_per_second: float
     """of training alone; the errors are measured outside"""
 
@@ -169,7 +170,7 @@ def train(
         epochs: at least 1.
         batch_size, seed: as `Trainer` has them.
         loss, optimizer: by the names of `pyperc.TrainStep`; a loss of single scores sets each class against the rest.
-        lr: the step, finite and positive.
+        lr: the learning rate, finite and positive; 0.3 by default, which suits "sgd". "adam" wants some 1e-3.
         after_epoch: called with each epoch's figures as they come.
 
     Raises:

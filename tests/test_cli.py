@@ -184,6 +184,38 @@ def test_bad_arguments_are_named(refusal, arguments, message):
     assert message in refusal(*arguments)
 
 
+def without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command where the package is not installed."""
+    code = f"import sys; sys.modules[{package!r}] = None; from pyperc.__main__ import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "said"),
+    [
+        ("sklearn", ["experiment", "svm"], "pyperc.linear_model needs scikit-learn: pip install scikit-learn, or the "),
+        ("sklearn", ["experiment", "all"], "pyperc.linear_model needs scikit-learn: pip install scikit-learn, or the "),
+        ("sklearn", ["experiment", "mlp"], "digits needs scikit-learn: pip install scikit-learn, or the extra "),
+        ("sklearn", SHORT, "digits needs scikit-learn: pip install scikit-learn, or the extra "),
+        ("matplotlib", ["experiment", "descent", "--plot", "."], "argument --plot: needs matplotlib: pip install "),
+        ("matplotlib", [*SHORT, "--plot", "a.png"], "argument --plot: needs matplotlib: pip install matplotlib, or "),
+        ("matplotlib", ["bench", "--plot", "."], "argument --plot: needs matplotlib: pip install matplotlib, or the "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_missing_extra_is_one_line(package, arguments, said):
+    done = without(package, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"python -m pyperc: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_experiments_are_listed_without_scikit_learn():
+    done = without("sklearn", "experiment", "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "The support vector machine" in done.stdout
+
+
 def test_a_diverging_training_fails_with_a_hint(capsys):
     assert main([*SHORT, "--lr", "1e30"]) == 1
     assert "a smaller lr may help" in capsys.readouterr().err

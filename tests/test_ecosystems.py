@@ -80,7 +80,8 @@ def test_stable_baselines3() -> None:
     ):
         model = fused(other)
         same_gradients(model, other, x)
-        assert set(calls(model, x)) == {"fused"}
+        # The policy itself calls the heads.
+        assert {layer.call for layer in pyperc.explain(model, x).layers if layer.name} == {"fused"}
     normed = nn.Sequential(*make(6, 3, [16], post_linear_modules=[nn.LayerNorm])).double()
     same_gradients(fused(normed), normed, x)
     assert calls(fused(normed), x) == ["fused", "ordinary", "ordinary", "fused"]
@@ -434,10 +435,8 @@ def test_hugging_face_models() -> None:
     other = transformers.ViTModel(config).eval()
     model = fused(other)
     x = torch.randn(2, 3, 8, 8)
-    assert {layer.name.split(".")[-1]: layer.call for layer in pyperc.explain(model, x).layers} == {
-        "fc1": "fused",
-        "fc2": "fused",
-    }
+    layers = [layer for layer in pyperc.explain(model, x).layers if layer.call == "fused"]
+    assert {layer.name.split(".")[-1] for layer in layers} == {"fc1", "fc2"}
     with torch.no_grad():
         close(model(x).last_hidden_state, other(x).last_hidden_state, torch.float32)
 

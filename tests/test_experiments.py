@@ -19,7 +19,7 @@ from idx_files import write_mnist
 
 from pyperc import _plot
 from pyperc.__main__ import main
-from pyperc.experiments import NAMES, Claim, Experiment, Result, Setup, Table, command, find, universal
+from pyperc.experiments import NAMES, Claim, Experiment, Result, Setup, Table, find, universal
 
 
 class Everything(NamedTuple):
@@ -258,7 +258,7 @@ def test_images_in_the_format_of_mnist(tmp_path, capsys):
 
 def test_a_claim_that_does_not_hold_is_told(monkeypatch, capsys):
     refuted = Result([Table(["n"], [["1"]])], {}, [Claim("the earth is flat", False)], "", lambda figure: None)
-    monkeypatch.setattr(command, "find", lambda name: Experiment(name, "0.0", "a test", lambda setup: refuted))
+    monkeypatch.setattr(Experiment, "run", property(lambda experiment: lambda setup: refuted))
     assert main(["experiment", "descent"]) == 1
     assert "NO   the earth is flat" in capsys.readouterr().out
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_plan import FAR, PATHS
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import pyperc
 from pyperc import _C
+from pyperc.explain import Layer
 
 
 class Tower(nn.Module):
@@ -80,12 +82,6 @@ def backward(model: nn.Module, *inputs: Tensor) -> list[Any]:
             "1 thread, layer by layer, dw and then dx, by columns or by chunks",
         ),
         ("threads share rows, dw summed by rows", 2, "rows", "2 threads, each thread sums dw over its own rows, 35 a"),
-        (
-            "threads share rows, dw by tiles",
-            2,
-            "tiles",
-            "2 threads, the chain of ds first, 35 rows a chunk, then",
-        ),
         ("threads share rows, by layers", 2, "layers", "2 threads, layer by layer"),
         ("threads share columns", 2, "layers", "2 threads, layer by layer"),
     ],
@@ -150,7 +146,8 @@ def test_16_bits_sum_no_dw_by_rows(dtype: torch.dtype) -> None:
         (4096, [256] * 4, "relu", True, "rows"),  # plain torch holds two ds more
         (1024, [256] * 5, "gelu", True, "rows"),  # ... and an x of each hidden layer
         (1024, [256] * 5, "identity", True, "layers"),  # ... and no ds
-        (64, [64] * 4, "relu", True, "tiles"),
+        (32, [64] * 4, "relu", True, "rows"),  # one thread, which adds up nothing
+        (64, [64] * 4, "relu", True, "layers"),
     ],
     ids=str,
 )
@@ -173,11 +170,11 @@ def test_what_is_made_within_the_model_needs_dx() -> None:
     assert first != last
 
 
-@pytest.mark.parametrize(("in_place_bytes", "split"), [(0, "layers"), (1024, "tiles")])
+@pytest.mark.parametrize(("in_place_bytes", "split"), [(0, "layers"), (2048, "rows")])
 def test_packed_weights_that_are_more_than_a_thread_keeps(in_place_bytes: int, split: str) -> None:
     torch.set_num_threads(2)
     with forced({"in_place_bytes": in_place_bytes}):
-        ways = backward(pyperc.MLP([256] * 3), torch.zeros(32, 256, requires_grad=True))
+        ways = backward(pyperc.MLP([256] * 4), torch.zeros(1500, 256, requires_grad=True))
     assert {way.split for way in ways} == {split}
 
 
@@ -209,7 +206,7 @@ def test_a_tree_of_modules() -> None:
         ("fused.0", "fused", ""),
         ("fused.2", "ordinary", "Dropout is not a layer that is fused"),
         ("fused.3", "fused", ""),
-        ("plain", "candidate", "pyperc.fuse would fuse it"),
+        ("plain", "candidate", "pyperc.fuse would fuse its linear layers"),
         ("lone", "fused", ""),
         ("idle.0", "ordinary", "the container was not called"),
     ]
@@ -259,6 +256,175 @@ def test_the_reason_for_the_composition() -> None:
     assert layer.note
     model = pyperc.MLP([2, 2, 2], ("leaky_relu", {"negative_slope": -0.5}))
     assert all(layer.path == "aten" and layer.note for layer in pyperc.explain(model, torch.zeros(3, 2)).layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_under_autocast_it_is_torchs_operations_in_their_dtype(dtype: torch.dtype) -> None:
+    parts = [pyperc.MLP([4, 4, 4]), nn.Dropout(), pyperc.Linear(4, 3, activation="relu")]
+    model, x = nn.Sequential(*parts).to(dtype), torch.zeros(5, 4, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        came = str(model(x).dtype).removeprefix("torch.")
+        layers = [layer for layer in pyperc.explain(model, x).layers if layer.call == "fused"]
+    assert {(layer.path, layer.note, layer.dtype) for layer in layers} == {("aten", "autocast is on", came)}
+    assert [(layer.name, layer.run, layer.backward, layer.isa) for layer in layers] == [
+        ("0.0", 0, None, ""),
+        ("0.2", 0, None, ""),
+        ("2", 1, None, ""),
+    ]
+    assert {layer.path for layer in pyperc.explain(model, x).layers if layer.call == "fused"} == {"native"}
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.norm, self.on = nn.Linear(6, 6), nn.Linear(6, 6), nn.LayerNorm(6), True
+
+
+def helped(x: Tensor) -> Tensor:
+    return x if x is None else torch.relu(x)
+
+
+# What keeps a forward from being a straight line, the forward, and the reason as it is given.
+FORWARDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "a branch": (
+        lambda self, x: self.fc2(self.fc1(x)) if self.on else x,
+        "its forward branches (if, and, or, while, with, try, assert)",
+    ),
+    "a function within": (
+        lambda self, x: (lambda y: self.fc2(y))(self.fc1(x)),
+        "its forward defines a function (def, lambda, comprehension)",
+    ),
+    "a branch in a function": (
+        lambda self, x: self.fc2(helped(self.fc1(x))),
+        "helped, which its forward calls, branches (if, and, or, while, with, try, assert)",
+    ),
+    "dropout by a function": (
+        lambda self, x: self.fc2(F.dropout(self.fc1(x), 0.5, self.training)),
+        "its forward calls dropout, which is neither a module nor a listed activation",
+    ),
+    "an unknown activation": (
+        lambda self, x: self.fc2(F.mish(self.fc1(x))),
+        "its forward calls mish, which is neither a module nor a listed activation",
+    ),
+    "an unknown method": (
+        lambda self, x: self.fc2(self.fc1(x).cos()),
+        "its forward calls cos, which is neither a module nor a listed activation",
+    ),
+    "an activation in place": (
+        lambda self, x: self.fc2(F.relu(self.fc1(x), inplace=True)),
+        "its forward calls relu in place",
+    ),
+    "a residual sum": (
+        lambda self, x: x + self.fc2(torch.relu(self.fc1(x))),
+        "its forward calls add, which is neither a module nor a listed activation",
+    ),
+    "an input used twice": (
+        lambda self, x: (self.fc1(x), self.fc2(x))[1],
+        "its forward uses x 2 times, not once",
+    ),
+    "a dictionary": (
+        lambda self, x: {"y": self.fc2(torch.relu(self.fc1(x)))},
+        "in its forward, what it returns does not follow from the result before it alone",
+    ),
+    "a default": (
+        lambda self, x=None: self.fc2(torch.relu(self.fc1(x))),
+        "its forward takes other than one argument without a default",
+    ),
+    "a number asked for": (
+        lambda self, x: self.fc2(self.fc1(x)[: int(x.sum())]),
+        "torch.fx cannot follow its forward: ",
+    ),
+    "layers alone": (
+        lambda self, x: self.fc2(self.norm(self.fc1(x))),
+        "none of its linear layers that may be fused has another or an activation after it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_module_that_is_not_fused_has_the_reason(name: str) -> None:
+    forward, reason = FORWARDS[name]
+    made = type("Made", (Block,), {"forward": forward})
+    model = nn.ModuleDict({"inner": made()})
+    model.forward = lambda x: model["inner"](x)
+    assert type(pyperc.fuse(model)["inner"]) is made
+    ((found, call, note),) = lines(model, torch.zeros(3, 6))
+    assert (found, call) == ("inner", "ordinary")
+    assert note.startswith(reason) if reason.endswith(": ") else note == reason
+
+
+def test_reasons_of_modules_that_hold_their_layers_in_other_ways() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Linear(4, 4), nn.ModuleList([nn.Linear(4, 4)])])
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.parts[1][0](self.parts[0](x))
+            return self.last
+
+    class Own(Listed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[1][0](self.parts[0](x))
+
+    own = pyperc.fuse(Own())
+    own.forward = own.forward
+    model = nn.Sequential(Listed(), own, nn.TransformerEncoderLayer(4, 2, 8))
+    assert lines(model, torch.zeros(3, 4)) == [
+        ("0", "ordinary", "its forward sets an attribute, an item or a global"),
+        ("1", "ordinary", "has a forward of its own"),
+        ("2", "ordinary", "pyperc.fuse leaves the forward of TransformerEncoderLayer to torch"),
+        ("2.self_attn", "ordinary", "pyperc.fuse leaves the forward of MultiheadAttention to torch"),
+    ]
+
+
+def test_what_stands_in_a_container_has_its_lines_there_and_once() -> None:
+    class Straight(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(torch.relu(self.fc1(x)))
+
+    class Outer(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Straight()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.inner(torch.tanh(self.fc1(x))))
+
+    class Residual(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc1(x)
+
+    shared = pyperc.MLP([6, 6])
+    model = pyperc.nn.Sequential(nn.Linear(6, 6), shared, pyperc.fuse(Outer()), Residual(), shared, nn.LayerNorm(6))
+    x = torch.zeros(3, 6)
+    assert [line[:2] for line in lines(model, x)] == [
+        ("0", "fused"),
+        ("1.0", "fused"),
+        ("2.fc1", "fused"),
+        ("2.inner.fc1", "fused"),
+        ("2.inner.fc2", "fused"),
+        ("2.fc2", "fused"),
+        ("3", "ordinary"),
+        ("5", "ordinary"),
+    ]
+    assert lines(Outer(), x) == [("", "candidate", "pyperc.fuse would fuse it")]
+
+
+def test_an_input_is_asked_for() -> None:
+    for model in (pyperc.MLP([2, 2]), pyperc.TrainStep(pyperc.MLP([2, 2]))):
+        with pytest.raises(TypeError, match=r"explain: expected an example input after the model.*, got none"):
+            pyperc.explain(model)
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = pyperc.MLP([2, 2])
+
+        def forward(self) -> Tensor:
+            return self.net(torch.ones(3, 2))
+
+    assert lines(Drawing()) == [("net.0", "fused", "")]
 
 
 def test_it_changes_nothing() -> None:
@@ -332,9 +498,19 @@ def test_data_and_table() -> None:
 
 
 def test_nothing_to_explain() -> None:
-    explanation = pyperc.explain(nn.Linear(2, 2), torch.zeros(3, 2))
+    explanation = pyperc.explain(nn.LayerNorm(2), torch.zeros(3, 2))
     assert explanation.layers == ()
-    assert "no nn.Sequential" in str(explanation)
+    assert str(explanation) == "no linear layer was called"
+
+
+def test_a_linear_layer_of_torch_alone() -> None:
+    note = "alone it is not fused: a pyperc.Linear is, and an nn.Sequential after pyperc.fuse"
+    assert lines(nn.Linear(2, 2), torch.zeros(3, 2)) == [("", "ordinary", note)]
+
+
+def test_the_meaning_of_every_field_is_told() -> None:
+    told = {words[0] for line in (Layer.__doc__ or "").splitlines() if (words := line.split())}
+    assert {field.name for field in dataclasses.fields(Layer)} <= told
 
 
 def test_what_is_no_module_is_named() -> None:

@@ -153,6 +153,14 @@ def test_validation_by_value_and_the_mode() -> None:
     )
 
 
+def test_ignored_samples_are_no_errors() -> None:
+    x, y = some_data()
+    model, kept = network(), y != 2
+    history = QUIET(model, x, y, 2, 25, lr=0.1, ignore_index=2, validation=(x, y))
+    wrong = (model(x)[kept].argmax(1) != y[kept]).double().mean()
+    assert history[-1].validation_error == pytest.approx(wrong.item())
+
+
 @pytest.mark.parametrize("loss", ["logistic", "hinge", "squared_hinge"])
 def test_two_classes_by_their_sign(loss) -> None:
     x, y = some_data()
@@ -390,6 +398,43 @@ def test_the_state_of_callbacks_is_kept(tmp_path) -> None:
     assert train(5) == (5, 0.25)
 
 
+def test_what_has_ended_stays_so_and_ctrl_c_ends_nothing(tmp_path, monkeypatch) -> None:
+    x, y = some_data()
+
+    def train(name: str, epochs: int = 6, **settings) -> tuple[int, str]:
+        history = QUIET(network(), x, y, epochs, 16, lr=0.1, checkpoint=tmp_path / name, **settings)
+        return len(history), history.stopped
+
+    for _ in range(2):
+        assert train("callback", callbacks=[lambda history: len(history) == 2]) == (2, "callback")
+        assert train("patience", patience=2, min_delta=math.inf) == (3, "early stopping")
+    assert train("epochs", 2) == (2, "epochs")
+    assert train("epochs", 3) == (3, "epochs")
+    interrupt_at(monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        train("ctrl-c")
+    assert train("ctrl-c") == (6, "epochs")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": np.float64(0.1), "momentum": np.float32(0.9), "clip_grad_norm": np.float64(1)},
+        {"optimizer": "adam", "betas": (np.float32(0.9), np.float64(0.99)), "scale": np.float64(0.5)},
+        {"lr": lambda step: 0.1 * np.cos(step / 100), "batch_size": np.int64(16), "patience": np.int64(9)},
+    ],
+    ids=["sgd", "adam", "schedule and counts"],
+)
+def test_numbers_of_numpy_can_be_read_back(settings, tmp_path) -> None:
+    x, y = some_data()
+    torch.manual_seed(5)
+    curve = QUIET(network(), x, y, 4, **settings)
+    torch.manual_seed(5)
+    for epochs in (2, 4):
+        history = QUIET(network(), x, y, epochs, checkpoint=tmp_path / "run.pt", **settings)
+    assert [point[:4] for point in history] == [point[:4] for point in curve]
+
+
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch) -> None:
     x, y = some_data()
     path = tmp_path / "run.pt"
@@ -564,6 +609,10 @@ def test_the_history_knows_its_best() -> None:
         ({"X": torch.zeros(50, 4, dtype=torch.float64)}, (ValueError, RuntimeError), None),
         ({"validation": (torch.zeros(3, 5), torch.zeros(2))}, ValueError, r"fit: validation\[1\] must have a row"),
         ({"optimizer": "newton"}, ValueError, "newton"),
+        ({"generator": 3}, TypeError, r"fit: generator must be a torch\.Generator or None, got 3"),
+        ({"callbacks": None}, TypeError, "fit: callbacks must be a list of functions and of .* schedulers, got None"),
+        ({"callbacks": len}, TypeError, "fit: callbacks must be a list .*, got <built-in function len>"),
+        ({"callbacks": [len, 3]}, TypeError, r"fit: callbacks must be a list .*, got 3 as callbacks\[1\]"),
         ({"loss": "absolute"}, ValueError, "absolute"),
         ({"momentun": 0.9}, TypeError, "momentun"),
     ],

@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -206,6 +206,29 @@ class TestClasses:
 
         assert isinstance(type(pyperc.fuse(Own(nn.Linear(2, 2)))), Meta)
 
+    def test_what_a_class_asks_of_its_subclasses_is_not_asked_of_the_fused_one(self) -> None:
+        classes = list(Registered.classes)
+        for make in (lambda: Registered(nn.Linear(2, 2)), Written):
+            model = pyperc.fuse(make())
+            assert type(model).__name__.startswith("Fused")
+            assert type(copy.deepcopy(model)) is type(pickle.loads(pickle.dumps(model))) is type(model)
+        assert Registered.classes == classes == ["registered", "written"]
+
+    def test_a_class_without_subclasses_leaves_all_as_it_was(self) -> None:
+        class Final(type):
+            def __new__(cls, name: str, *rest: Any) -> Any:
+                if name != "Own":
+                    raise RuntimeError("Own is final")
+                return super().__new__(cls, name, *rest)
+
+        class Own(nn.Sequential, metaclass=Final):
+            pass
+
+        model = nn.ModuleList([nn.Sequential(nn.Linear(2, 2)), Written(), Own(nn.Linear(2, 2))])
+        with pytest.raises(TypeError, match=r"fuse: no subclass of .*Own can be made: Own is final"):
+            pyperc.fuse(model)
+        assert [type(inner) for inner in model] == [nn.Sequential, Written, Own]
+
     def test_slices_are_of_the_fused_class(self) -> None:
         assert type(pyperc.fuse(nn.Sequential(nn.Linear(6, 5), nn.ReLU()))[:1]) is pyperc.nn.Sequential
         fused = pyperc.fuse(Plain(nn.Linear(6, 5), nn.ReLU()))
@@ -214,6 +237,28 @@ class TestClasses:
     def test_a_reduce_of_its_own_is_kept(self) -> None:
         fused = pyperc.fuse(Reducing(nn.Linear(6, 5)))
         assert type(pickle.loads(pickle.dumps(fused))) is Reducing
+
+
+class Asking:
+    """Has a list of the classes that derive from it, which give their names."""
+
+    classes: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        Asking.classes.append(name)
+
+
+class Registered(Asking, nn.Sequential, name="registered"):
+    pass
+
+
+class Written(Asking, nn.Module, name="written"):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
 
 
 class Reducing(nn.Sequential):

@@ -95,6 +95,14 @@ def test_a_target_that_wants_a_gradient_has_one() -> None:
     assert torch.autograd.gradcheck(lambda s, y: P.mse_loss(s, y), (s, y))
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_scores_that_are_their_own_target_or_weight_have_both_gradients(name: str) -> None:
+    loss, _ = LOSSES[name]
+    s = torch.tensor([0.3, -0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: loss(s, s), s)
+    assert torch.autograd.gradcheck(lambda s: loss(s, -torch.ones_like(s), weight=s), s)
+
+
 def test_large_margins_neither_overflow_nor_vanish(isa: str, dtype: torch.dtype) -> None:
     s = torch.tensor([-1000.0, 1000.0, 0.0, float("nan")], dtype=dtype, requires_grad=True)
     value = P.logistic_loss(s, torch.ones_like(s), reduction="none")

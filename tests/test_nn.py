@@ -182,6 +182,10 @@ class TestLinear:
         with pytest.raises(ValueError, match="got 'mish'"):
             pyperc.Linear(2, 2, activation="mish")
 
+    def test_an_activation_in_the_place_of_the_bias(self) -> None:
+        with pytest.raises(TypeError, match=r"bias must be True or False, got 'relu'; .* keyword, activation='relu'"):
+            pyperc.Linear(2, 2, "relu")
+
 
 def hooked(**register: Callable[..., Any]) -> Callable[[pyperc.MLP], None]:
     def hang(model: pyperc.MLP) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +137,35 @@ def test_function_transforms_by_value(way: Way) -> None:
         lambda f: func.hessian(lambda v: f(v).sin().sum())(x),
     ):
         close(transform(call), transform(other))
+
+
+LATER = {"datasets", "sharding", "train", "features", "linear_model", "neural_network", "MLPClassifier", "MLPRegressor"}
+
+
+def test_what_is_imported_later_is_there_and_listed() -> None:
+    """In a process of its own: a submodule that somebody has imported is an attribute anyway."""
+    code = f"""
+import inspect, pydoc, sys, types
+import pyperc
+assert {LATER} <= set(dir(pyperc)), dir(pyperc)
+assert "sklearn" not in sys.modules
+for name in {LATER}:
+    thing = getattr(pyperc, name)
+    assert isinstance(thing, type if name.startswith("MLP") else types.ModuleType), name
+for name in ("fit", "fuse", "explain", "info"):
+    assert inspect.isfunction(getattr(pyperc, name)), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = """
+import inspect, sys
+sys.modules["sklearn"] = None
+import pyperc
+inspect.getmembers(pyperc)
+assert "train" in dir(pyperc) and "features" not in dir(pyperc)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'pyperc' has no attribute 'learn'"):
+        pyperc.learn  # noqa: B018
 
 
 def public() -> list[tuple[str, Any]]:

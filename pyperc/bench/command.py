@@ -104,7 +104,7 @@ def command(options: argparse.Namespace) -> int:
     if options.plot and options.plot.exists() and not options.plot.is_dir():
         options.error(f"argument --plot: must be a folder, got '{options.plot}'")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
-        options.error("argument --plot: needs matplotlib: pip install matplotlib, or the extra pyperc[bench]")
+        raise ImportError("argument --plot: needs matplotlib: pip install matplotlib, or the extra pyperc[bench]")
     if options.resume and not options.json:
         options.error("argument --resume: needs the file, --json FILE")
     progress = _progress if sys.stderr.isatty() else None

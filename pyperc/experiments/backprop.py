@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pyperc
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 
 SIZES = (2, 3, 2)
 
@@ -262,6 +262,3 @@ def _draw(figure: Any, lines: list[Derivative], costs: Any, layers: int) -> None
     ratio.legend(
         bars[:3], ["operations, counted", "time, pyperc", "time, plain torch"], frameon=False, loc="upper right"
     )
-
-
-EXPERIMENT = Experiment("backprop", "3.6", "Every derivative beside autograd's, and backward costs twice forward", run)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.features import Polynomial
 
 POINTS = 30
@@ -103,6 +103,3 @@ def _draw(
     curve.set_ylim(bottom=1e-3)
     curve.grid(alpha=0.3)
     curve.legend(frameon=False)
-
-
-EXPERIMENT = Experiment("bias-variance", "3.3", "Bias and variance of polynomial regression as its degree grows", run)

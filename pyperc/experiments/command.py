@@ -12,7 +12,7 @@ import torch
 
 import pyperc
 from pyperc import _tables
-from pyperc.experiments import NAMES, find
+from pyperc.experiments import EXPERIMENTS, NAMES, find
 from pyperc.experiments.frame import Experiment, Result, Setup
 from pyperc.experiments.index import Shown, page
 
@@ -45,7 +45,7 @@ def _file(word: str) -> Path:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Returns the exit status: 0, or 1 where a claim does not hold or the data do not suit."""
+    """Returns the exit status: 0, or 1 where a claim does not hold or the data do not suit. ImportError is `main`'s."""
     setup = Setup(options.data, options.quick)
     try:
         if options.list:
@@ -53,25 +53,26 @@ def _run(options: argparse.Namespace) -> int:
             return 0
         if options.name is None:
             raise ValueError(f"the following arguments are required: NAME, one of {', '.join([*NAMES, 'all'])}")
-        chosen = [find(name) for name in (NAMES if options.name == "all" else [options.name])]
+        chosen = EXPERIMENTS if options.name == "all" else (find(options.name),)
+        runs = [experiment.run for experiment in chosen]
         if options.plot and importlib.util.find_spec("matplotlib") is None:
             raise ImportError("argument --plot: needs matplotlib: pip install matplotlib, or the extra pyperc[demo]")
         if any(experiment.uses_data for experiment in chosen):
             _ = setup.data
         elif options.data != "digits":
             raise ValueError(f"argument --data: {options.name} makes points of its own and looks at no images")
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         options.error(str(error))
 
     if options.plot:
         options.plot.mkdir(exist_ok=True)
     shown = []
-    for experiment in chosen:
+    for experiment, run in zip(chosen, runs, strict=True):
         print(heading(experiment, setup), end="\n\n", flush=True)
         start = time.perf_counter()
         torch.manual_seed(0)
         try:
-            result = experiment.run(setup)
+            result = run(setup)
         except (ValueError, FloatingPointError) as error:
             print(f"python -m pyperc experiment: {experiment.name}: {error}", file=sys.stderr)
             return 1
@@ -93,8 +94,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def listing() -> str:
     """The experiments with their lectures and titles, as `--list` prints them."""
-    found = [find(name) for name in NAMES]
-    rows = [[one.name, one.lecture, "images" if one.uses_data else "points", one.title] for one in found]
+    rows = [[one.name, one.lecture, "images" if one.uses_data else "points", one.title] for one in EXPERIMENTS]
     return _tables.align(["name", "lecture", "data", "shows"], rows)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 
 STARTS = ((-1.7, 1.8), (-0.3, 1.9), (1.8, 1.5), (-1.9, -0.4), (0.25, -1.9), (1.9, -0.6))
 ETAS = (0.01, 0.1, 0.35, 0.8)
@@ -189,6 +189,3 @@ def _draw(figure: Any, by_start: Sequence[Path], by_eta: Sequence[Path]) -> None
     losses.grid(alpha=0.3)
     losses.set_ylim(top=1.35)
     losses.legend(frameon=False, ncols=2, loc="upper center")
-
-
-EXPERIMENT = Experiment("descent", "3.5", "Gradient descent ends in a local minimum: start and eta decide which", run)

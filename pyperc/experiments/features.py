@@ -7,7 +7,7 @@ import numpy as np
 
 from pyperc.datasets import Dataset
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.features import RandomPairProducts
 from pyperc.linear_model import Perceptron
 
@@ -90,8 +90,3 @@ def _draw(figure: Any, counts: tuple[int, ...], train: list[float], test: list[f
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-
-
-EXPERIMENT = Experiment(
-    "features", "3.3", "Products of pixels let a perceptron tell 8 from the rest", run, uses_data=True
-)

@@ -1,5 +1,6 @@
 """What every experiment shares: what it is given, and what it hands back."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,6 +95,14 @@ class Experiment:
     name: str
     lecture: str
     title: str
-    run: Callable[[Setup], Result]
     uses_data: bool = field(default=False, kw_only=True)
     """whether it looks at the images, or makes points of its own"""
+
+    @property
+    def run(self) -> Callable[[Setup], Result]:
+        """Runs it: what its module, imported here, defines as `run`.
+
+        Raises ImportError where scikit-learn, which the linear models stand on, is not installed.
+        """
+        run: Callable[[Setup], Result] = importlib.import_module(f"{__package__}.{self.name.replace('-', '_')}").run
+        return run

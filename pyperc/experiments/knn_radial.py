@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.features import Radial
 
 NEIGHBOURS = 11
@@ -106,6 +106,3 @@ def _draw(figure: Any, x: Array, y: Array, features: dict[str, Map]) -> None:
         row[0].legend(loc="upper right", fontsize=8, framealpha=1)
     for axes in row:
         axes.set_xlabel("$x_1$")
-
-
-EXPERIMENT = Experiment("knn-radial", "3.3", "A radial feature makes the same nearest neighbours better", run)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.linear_model import LinearDiscriminantAnalysis
 
 M0, M1 = np.array([-0.8, -0.3]), np.array([0.9, 0.6])
@@ -129,6 +129,3 @@ def _draw(figure: Any, x: Array, y: Array, model: Any) -> None:
     right.plot(line, 1 / (1 + np.exp(-line)), "k-", linewidth=2, label=r"$\sigma(w \cdot x + b)$")
     right.set(xlabel=r"$w \cdot x + b$", ylabel="density, probability", title="along w", ylim=(0, 1.05))
     right.legend(frameon=False, loc="upper left")
-
-
-EXPERIMENT = Experiment("lda", "3.2", "Linear discriminant analysis: boundary, sigmoid, posterior", run)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pyperc
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.linear_model import LinearDiscriminantAnalysis, LogisticRegression
 
 ETA = 0.1
@@ -120,6 +120,3 @@ def _draw(figure: Any, x: Array, y: Array, lines: list[tuple[Array, float]]) -> 
         if w is lines[0][0]:
             axes.set_ylabel("$x_2$")
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-
-
-EXPERIMENT = Experiment("logistic", "3.2, 3.5", "Logistic regression by gradient descent, beside LDA", run)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.linear_model import Perceptron, margin_bound
 
 MARGINS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
@@ -128,6 +128,3 @@ def _draw(figure: Any, x: Array, y: Array, rows: list[Row]) -> None:
     bound.set(xscale="log", yscale="log", xlabel=r"margin $\gamma$", ylabel="changes", title="changes under the bound")
     bound.grid(alpha=0.3, which="both")
     bound.legend(frameon=False)
-
-
-EXPERIMENT = Experiment("margin", "3.1", "The perceptron's changes stay under 4 R^2 / gamma^2", run, uses_data=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 import pyperc
 from pyperc.datasets import Dataset
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.train import Epoch, train
 
 ACTIVATIONS = ("relu", "tanh", "identity")
@@ -119,8 +119,3 @@ def _draw(figure: Any, curves: dict[str, list[Epoch]], model: pyperc.MLP, data: 
         if index is not None and side * side == pixels.shape[1]:
             axes.imshow(pixels[index].reshape(side, side).numpy(), cmap="Greys")
             axes.set_title(f"{data.y_test[index]}, read {read[index]}", fontsize=8)
-
-
-EXPERIMENT = Experiment(
-    "mlp", "3.4, 3.6", "A multi-layer perceptron trained with the plain gradient step", run, uses_data=True
-)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.linear_model import Perceptron
 
 
@@ -95,8 +95,3 @@ def _draw(figure: Any, ours: list[Row], w: Any, label: str) -> None:
     )
     weights.set(xticks=[], yticks=[], xlabel="column of pixels", ylabel="row of pixels", title="w")
     figure.colorbar(image, ax=weights)
-
-
-EXPERIMENT = Experiment(
-    "perceptron", "3.1", "The perceptron algorithm on 0 against 1, epoch by epoch", run, uses_data=True
-)

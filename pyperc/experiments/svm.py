@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.linear_model import LinearSVC, Perceptron
 
 LAMBDAS = (1.0, 0.1, 0.01, 0.001, 0.0001)
@@ -153,6 +153,3 @@ def _draw(figure: Any, x: Array, y: Array, small: Plane, large: Plane, perceptro
     hinge.set(xlabel=r"$\alpha = y\,(w \cdot x + b)$", ylabel="loss", title="hinge loss")
     hinge.grid(alpha=0.3)
     hinge.legend(frameon=False)
-
-
-EXPERIMENT = Experiment("svm", "3.1", "The support vector machine: the widest margin, from a few support vectors", run)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pyperc
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 
 Array = NDArray[np.float64]
 STEEPNESS = 8.0
@@ -148,6 +148,3 @@ def _label(x: Array, y: Array) -> tuple[float, float]:
     (outside,) = ((y > 2.3) | (y < -2.1)).nonzero()
     at = int(outside[0]) if len(outside) else len(x) - 20
     return float(x[at]), float(y[at])
-
-
-EXPERIMENT = Experiment("universal", "3.4", "Sums of shifted activations approximate a continuous function", run)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pyperc.experiments import figures
-from pyperc.experiments.frame import Claim, Experiment, Result, Setup, Table
+from pyperc.experiments.frame import Claim, Result, Setup, Table
 from pyperc.features import PairProducts
 from pyperc.linear_model import Perceptron, from_truth_table
 
@@ -125,6 +125,3 @@ def _draw(figure: Any, plain: Any, w: Any, b: float) -> None:
     )
     space.view_init(elev=18, azim=-58)
     space.set_box_aspect(None, zoom=1.1)
-
-
-EXPERIMENT = Experiment("xor", "3.1, 3.3", "xor: not separable in (u, v), separable in (u, v, u v)", run)

@@ -28,9 +28,11 @@ class LogisticRegression(ProbabilisticClassifier):
         C: the inverse of the penalty's strength, for "lbfgs".
         tol: the largest element of the gradient, per unit of weight, at which "lbfgs" ends.
         fit_intercept: learn b.
-        eta, steps: of "gd".
+        solver: "lbfgs" or "gd".
+        eta, steps: the learning rate and the number of steps of "gd".
         max_iter: iterations of "lbfgs" at most.
         class_weight: {class: weight} or "balanced".
+        random_state: taken for scikit-learn's sake, and not used: neither solver draws random numbers.
         warm_start: go on from the last fit's weights.
 
     Attributes:
