@@ -119,6 +119,14 @@ def test_a_forward_pass_in_pieces(isa: str, activation: str, out: int) -> None:
     assert torch.equal(model(x), want)
 
 
+def test_fewer_rows_than_threads(isa: str) -> None:
+    """No thread may be left without rows, and dw of the first not be written."""
+    torch.set_num_threads(3)
+    _C.set_thresholds({**PATHS["threads share rows, dw summed by rows"], "gradient_rows": 0})
+    for batch in (1, 2, 3, 4):
+        check(draw([20, 33, 7], batch, named("tanh"), torch.float32))
+
+
 @EVERY_DTYPE
 @pytest.mark.parametrize("out", [20, 95])
 @pytest.mark.parametrize("split", ["rows", "columns"])

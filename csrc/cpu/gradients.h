@@ -90,14 +90,10 @@ class Gradients {
   Matrix<const S> saved(int l, int64_t i) const { return rows_from(pass.layers[l].saved, i); }
 
   // Whether each thread takes columns of layer l's input, for dw and then for dx, which it may write over x: nobody
-  // else reads those. Not where that would leave threads without work that is worth more than the parallel regions
-  // which shares of another kind take: 100 x [50]*3 without dx takes 1.1 times as long by rows (Zen 3).
+  // else reads those. Not where that would leave threads without work.
   bool owns_columns(int l) const {
-    const LayerSpec& spec = pass.layers[l].spec;
-    const int64_t width = numbers.tile().width, units = (spec.in + width - 1) / width;
-    if (units % plan.threads == 0 || units >= 4 * plan.threads) return true;
-    const int64_t most = (units + plan.threads - 1) / plan.threads * plan.threads - units;  // idle, of all threads
-    return 4 * pass.batch * spec.out * width * most <= thresholds().parallel_flops;
+    const int64_t units = (pass.layers[l].spec.in + numbers.tile().width - 1) / numbers.tile().width;
+    return units % plan.threads == 0 || units >= 4 * plan.threads;
   }
   Range columns_of(int l, int64_t t) const {
     return part(pass.layers[l].spec.in, numbers.tile().width, t, plan.threads);
