@@ -22,7 +22,7 @@ class ByRows {
   void operator()(const Parallel& parallel, Memory& memory) {
     const int64_t threads = plan_.threads;
     if (!g_.is_alone()) {
-      for (int l = pass_.depth - 1; l >= g_.lowest; --l) begin_dw(l, memory);
+      for (int l = pass_.depth - 1; l >= g_.lowest; --l) g_.begin_dw(l, memory);
       if (pass_.wants_dx) memory.begin_dx();
     }
     for (int l = g_.lowest; l < pass_.depth; ++l) {
@@ -86,9 +86,6 @@ class ByRows {
   T* dw(int l, int64_t t) const {
     return t == 0 ? g_.dw(l) : partial_[l] + (t - 1) * pass_.layers[l].spec.out * pass_.layers[l].spec.in;
   }
-  void begin_dw(int l, Memory& memory) const {
-    if (g_.has_dw(l) && !pass_.layers[l].descent) memory.begin(l);
-  }
   void chain(int64_t t, Memory& memory) const {
     for (int l = g_.lowest; l < pass_.depth; ++l) g_.clear_db(l, t, {0, pass_.layers[l].spec.out});
     const Range rows = g_.rows_of(t);
@@ -106,7 +103,7 @@ class ByRows {
           g_.product(l, t, i, m, {0, pass_.layers[l].spec.in}, weights_[l], 0, room_of_sums(l, arena));
         }
         if (g_.is_alone()) {
-          begin_dw(l, memory);
+          g_.begin_dw(l, memory);
           own_gradient();
           memory.end(l);
         }
@@ -148,9 +145,8 @@ class ByLayers {
     };
     if (!g_.dy_is_ds) run(parallel, threads, top);
     for (int l = last; l >= g_.lowest; --l) {
-      const BackwardLayer<S>& layer = pass_.layers[l];
       const bool sums_db = g_.dy_is_ds && l == last, own = g_.owns_columns(l);
-      if (g_.has_dw(l) && !layer.descent) memory.begin(l);
+      g_.begin_dw(l, memory);
       const Workspace dw_of_layer(memory, [&](Arena& arena) { g_.lay_out_dw(l, arena); });
       if (l > 0 && g_.has_product(l)) make_room(l - 1);
       if (own && l > 0) {

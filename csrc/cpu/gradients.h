@@ -63,6 +63,9 @@ class Gradients {
     }
   }
   bool has_dw(int l) const { return pass.layers[l].wants_dw; }
+  void begin_dw(int l, Memory& memory) const {
+    if (has_dw(l) && !pass.layers[l].descent) memory.begin(l);
+  }
 
   // Whether ds below, or dx, is wanted.
   bool has_product(int l) const { return l > lowest || pass.wants_dx; }
@@ -356,8 +359,7 @@ class Gradients {
 
   // dw(l), a thread's share of it.
   void make_dw(int l, int64_t t) const {
-    const BackwardLayer<S>& layer = pass.layers[l];
-    if (!layer.wants_dw) return;
+    if (!has_dw(l)) return;
     if constexpr (DIRECT) {
       gradient(l, t, 0, pass.batch, share_of_dw(l, t), dw(l), false, scratch.of(t));
     } else {
